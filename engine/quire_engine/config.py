@@ -1,0 +1,135 @@
+"""The engine's one frozen config: what the API process hands the core process as a JSON file."""
+
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from quire_engine.errors import ConfigError
+
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+LoadFormat: TypeAlias = Literal["auto", "dummy"]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the core process is told. Raises ConfigError when a value breaks its rule.
+
+    `None` means that the engine decides, once it has read the model and looked at the machine.
+    """
+
+    model: str
+    """Folder with config.json and safetensors, or one .gguf file. No default."""
+
+    dtype: Dtype = "auto"
+    """Number format of weights and activations. auto: on a CPU the checkpoint's own weights under
+    float32 activations (widening bf16 in registers is free and loses nothing), on a GPU bfloat16."""
+
+    device: Device = "auto"
+    """auto: the GPU where there is one, else the CPU."""
+
+    load_format: LoadFormat = "auto"
+    """dummy: random weights of the right shapes, for measuring without a checkpoint."""
+
+    max_model_len: int | None = None
+    """Longest prompt + answer, in tokens. None: the model's own limit."""
+
+    max_num_seqs: int = 128
+    """Sequences in one step. 128 is vLLM's default on a CPU; beyond it a step only gets longer."""
+
+    max_num_batched_tokens: int | None = None
+    """Token budget of one step. None: 512 on a CPU (about a second of SmolLM2 prefill on two cores,
+    which bounds how long a decode waits beside a long prompt), 8192 on a GPU."""
+
+    block_size: int = 16
+    """Tokens in one block of the KV cache. 16 wastes under 4 % (PagedAttention paper, fig. 2) and is
+    the unit of the prefix cache."""
+
+    num_gpu_blocks_override: int | None = None
+    """Blocks in the KV cache, whatever the memory says; vLLM's name, on a CPU too. None: from memory."""
+
+    kv_cache_memory_bytes: int | None = None
+    """Bytes of KV cache. None: on a CPU min(4 GiB, 40 % of what the weights leave), on a GPU what
+    gpu_memory_utilization leaves."""
+
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that the engine may hold in all, 0..1. 0.9 leaves room for the driver."""
+
+    enable_prefix_caching: bool = True
+    """Keep full blocks of finished requests for later ones with the same prefix."""
+
+    tensor_parallel_size: int = 1
+    """GPUs that share one model. Only 1 is built."""
+
+    seed: int = 0
+    """Where the seeds of requests that bring none are derived from."""
+
+    num_threads: int | None = None
+    """CPU threads of the kernels. None: what the cgroup's quota gives."""
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.model), "model must name a folder or a .gguf file", self.model, "give one"
+        )
+        for name in (
+            "max_model_len",
+            "max_num_batched_tokens",
+            "num_gpu_blocks_override",
+            "kv_cache_memory_bytes",
+            "num_threads",
+            "max_num_seqs",
+        ):
+            value = getattr(self, name)
+            _require(
+                value is None or value >= 1, f"{name} must be >= 1", value, f"raise --{_flag(name)}"
+            )
+        _require(
+            self.block_size in (8, 16, 32),
+            "block_size must be 8, 16 or 32",
+            self.block_size,
+            "leave out --block-size for 16",
+        )
+        _require(
+            0 < self.gpu_memory_utilization <= 1,
+            "gpu_memory_utilization must be in (0, 1]",
+            self.gpu_memory_utilization,
+            "leave out --gpu-memory-utilization for 0.9",
+        )
+        _require(
+            self.tensor_parallel_size == 1,
+            "tensor_parallel_size must be 1 (one device a pod)",
+            self.tensor_parallel_size,
+            "run more replicas instead",
+        )
+        budget = self.max_num_batched_tokens
+        _require(
+            budget is None or budget >= self.max_num_seqs,
+            f"max_num_batched_tokens must be >= max_num_seqs ({self.max_num_seqs}), so that each "
+            "running sequence can take a token a step",
+            budget,
+            "raise --max-num-batched-tokens or lower --max-num-seqs",
+        )
+
+    def to_json(self) -> bytes:
+        """This config as the JSON that `read` takes."""
+        return msgspec.json.encode(self)
+
+    @staticmethod
+    def read(path: Path) -> "EngineConfig":
+        """The config in the JSON file `path`. Unknown keys and bad values are ConfigErrors."""
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=EngineConfig)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ConfigError(
+                f"the engine's config must be a JSON object of EngineConfig's fields, "
+                f"got {path}: {error}; write it with EngineConfig.to_json()"
+            ) from error
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _require(holds: bool, rule: str, got: object, way_out: str) -> None:
+    if not holds:
+        raise ConfigError(f"{rule}, got {got!r}; {way_out}")
