@@ -23,7 +23,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     dtype: Dtype = "auto"
     """Number format of weights and activations. auto: on a CPU the checkpoint's own weights under
-    float32 activations (widening bf16 in registers is free and loses nothing), on a GPU bfloat16."""
+    float32 activations (widening bf16 in registers loses nothing), on a GPU bfloat16."""
 
     device: Device = "auto"
     """auto: the GPU where there is one, else the CPU."""
@@ -42,18 +42,19 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     which bounds how long a decode waits beside a long prompt), 8192 on a GPU."""
 
     block_size: int = 16
-    """Tokens in one block of the KV cache. 16 wastes under 4 % (PagedAttention paper, fig. 2) and is
-    the unit of the prefix cache."""
+    """Tokens in one block of the KV cache, and the unit of the prefix cache. 16 wastes under 4 %
+    (arXiv 2309.06180)."""
 
     num_gpu_blocks_override: int | None = None
-    """Blocks in the KV cache, whatever the memory says; vLLM's name, on a CPU too. None: from memory."""
+    """Blocks in the KV cache, whatever the memory says. vLLM's name, on a CPU too. None: from
+    memory."""
 
     kv_cache_memory_bytes: int | None = None
     """Bytes of KV cache. None: on a CPU min(4 GiB, 40 % of what the weights leave), on a GPU what
     gpu_memory_utilization leaves."""
 
     gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory that the engine may hold in all, 0..1. 0.9 leaves room for the driver."""
+    """Share of a GPU's memory that the engine may hold in all, 0..1. 0.9 leaves the driver room."""
 
     enable_prefix_caching: bool = True
     """Keep full blocks of finished requests for later ones with the same prefix."""

@@ -7,7 +7,7 @@
     │   ├── ModelMissing      66   no such model folder or file
     │   └── ModelCorrupt      65   a file is truncated, altered or not what its header says
     ├── NoDevice              69   the device asked for is not on this machine
-    ├── FetchFailed           10   `quire-engine fetch` could not complete (raised in quire_engine.fetch)
+    ├── FetchFailed           10   `quire-engine fetch` could not complete
     └── CoreDied              70   the core process ended, or broke one of our own invariants
 
 A message is rule + input + way out.

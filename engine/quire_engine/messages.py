@@ -1,14 +1,14 @@
 """What the API process and the core process say to each other.
 
-msgspec structs, encoded as MessagePack, over two ZeroMQ sockets that the API process binds before it
-starts the core (ipc:// in a private folder):
+msgspec structs, encoded as MessagePack, over two ZeroMQ sockets that the API process binds before
+it starts the core (ipc:// in a private folder):
 
     requests  PUSH (API)  -> PULL (core)   one `ToCore` a frame
     outputs   PULL (API)  <- PUSH (core)   one `FromCore` a frame
 
-Order is kept within a socket. A request is finished when an `Output` with a `finish_reason` arrives; an
-aborted one gets no further output. Token ids, not text, cross this border: the API process tokenizes and
-detokenizes, the core never sees a string of the user's.
+Order is kept within a socket. A request is finished when an `Output` with a finish_reason arrives;
+an aborted one gets no further output. Token ids, not text, cross this border: the API process
+tokenizes and detokenizes, the core never sees a string of the user's.
 """
 
 from typing import Literal, NewType, TypeAlias
@@ -88,13 +88,13 @@ class CoreStats(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int  # prompt tokens computed or found in the cache
     generation_tokens: int
     step_tokens: int  # tokens in this step's batch
-    queue_seconds: tuple[float, ...] = ()  # time in the queue of each request first scheduled in this step
+    queue_seconds: tuple[float, ...] = ()  # of each request first scheduled in this step
     num_free_blocks: int = 0
     num_blocks: int = 0
 
 
 class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
-    """One step's outputs and the state after it. Also sent, with no outputs, when the core turns idle."""
+    """One step's outputs and the state after it. Sent without outputs when the core turns idle."""
 
     outputs: tuple[Output, ...]
     stats: CoreStats

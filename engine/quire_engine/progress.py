@@ -1,14 +1,15 @@
 """The core's pulse: a few integers in a memory-mapped file that both processes have open.
 
-The core bumps `counter` with every layer (and every tensor while it loads), so that the API process can
-tell a long prefill, which moves, from a hang, which does not, without waiting for an answer over a socket
-that a hung core would never give.
+The core bumps `counter` with every layer (every tensor while it loads), so that the API process
+can tell a long prefill, which moves, from a hang, which does not, without waiting for an answer on
+a socket that a hung core would never give.
 
     offset 0   int64  counter     moves with every layer
     offset 8   int64  pending     requests that the core holds; 1 while it loads
-    offset 16  int64  updated_ns  CLOCK_MONOTONIC of the last step's begin or end (same clock in both processes)
+    offset 16  int64  updated_ns  CLOCK_MONOTONIC (one clock for both processes) of the last step's
+                                  begin or end
 
-Aligned 8-byte stores are atomic on every processor that we build for; there is one writer. No torch here.
+Aligned 8-byte stores are atomic on the processors we build for; there is one writer. No torch.
 """
 
 import ctypes
@@ -39,7 +40,7 @@ class Progress:
 
 
 class ProgressFile:
-    """The mapped file. The API process calls `create` before it starts the core; the core `open`s."""
+    """The mapped file. The API process `create`s it, then starts the core, which `open`s it."""
 
     def __init__(self, path: Path) -> None:
         with path.open("r+b") as file:
