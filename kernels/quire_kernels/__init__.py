@@ -1,1 +1,152 @@
-"""Attention, cache and linear kernels: a torch reference, C++ for CPUs, Triton for GPUs."""
+"""Attention, cache and linear kernels: a torch reference, C++ for CPUs, Triton for GPUs.
+
+Activations are float32 on a CPU and the model's dtype on a GPU. T counts tokens, H hidden features, Hq and Hkv
+heads, D head features, B sequences. Tensors are contiguous unless said otherwise.
+"""
+
+import torch
+
+from quire_kernels.backend import Backend, backend
+from quire_kernels.errors import (
+    KernelBuildError,
+    KernelError,
+    KernelInputError,
+    KernelSettingError,
+)
+from quire_kernels.ops.linear.packed import PackedLinear
+from quire_kernels.progress import progress_counter
+
+__all__ = [
+    "Backend",
+    "KernelBuildError",
+    "KernelError",
+    "KernelInputError",
+    "KernelSettingError",
+    "PackedLinear",
+    "add_rms_norm",
+    "argmax",
+    "backend",
+    "embedding",
+    "isa",
+    "linear",
+    "pack_linear",
+    "paged_attention",
+    "rms_norm",
+    "rope",
+    "set_num_threads",
+    "set_progress_counter",
+    "silu_mul",
+    "write_kv",
+]
+
+
+def pack_linear(weight: torch.Tensor) -> PackedLinear:
+    """Pack a weight [N, K] for `linear`. On a CPU bf16 and fp16 keep their bits, fp32 becomes bf16 where that
+    loses nothing and stays fp32 otherwise."""
+    return backend(weight.device.type).pack_linear(weight)
+
+
+def linear(
+    x: torch.Tensor,
+    weight: PackedLinear,
+    bias: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x [T, K] times the weight [N, K] transposed, plus bias [N], as [T, N]."""
+    return backend(x.device.type).linear(x, weight, bias, out)
+
+
+def embedding(ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+    """Rows `ids` [T] int64 of a packed weight [N, K] as [T, K]: a tied embedding needs no second copy."""
+    return backend(ids.device.type).embedding(ids, weight)
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x [T, H] / sqrt(mean(x²) + eps) * weight [H]. Per-head norms pass [T * heads, D]."""
+    return backend(x.device.type).rms_norm(x, weight, eps, out)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rms_norm(x + residual), x + residual), all [T, H]."""
+    return backend(x.device.type).add_rms_norm(x, residual, weight, eps)
+
+
+def rope(
+    query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor
+) -> None:
+    """Rotate query [T, Hq, D] and key [T, Hkv, D] in place, halves paired as in GPT-NeoX.
+
+    positions [T] int64 choose rows of cos_sin [P, D] float32: cosines in [:, :D/2], sines in [:, D/2:]. The
+    token stride of query and key is free (views into one fused QKV buffer).
+    """
+    backend(query.device.type).rope(query, key, positions, cos_sin)
+
+
+def silu_mul(gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """silu(gate) * up as [T, I] for gate_up [T, 2*I] = gate | up."""
+    return backend(gate_up.device.type).silu_mul(gate_up, out)
+
+
+def write_kv(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """Store key and value [T, Hkv, D] (free token stride) in caches [num_blocks, block_size, Hkv, D].
+
+    slot_mapping [T] int64 holds block_id * block_size + offset; -1 skips its row. Slots are distinct.
+    """
+    backend(key.device.type).write_kv(key, value, key_cache, value_cache, slot_mapping)
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    scale: float,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Causal attention of queries [T, Hq, D] (free token stride) over a paged cache, as [T, Hq, D].
+
+    Sequence b owns the queries query_start_loc[b]:query_start_loc[b+1] (int32 [B+1]); the last of them sits at
+    position seq_lens[b]-1 (int32 [B], what is in the cache, these tokens included). Its keys lie in the blocks
+    block_tables[b] (int32 [B, max_blocks]) of the caches [num_blocks, block_size, Hkv, D]. Hq is a multiple of
+    Hkv. On a CPU with C++ kernels a row's result is bitwise the same in any batch and any chunking.
+    """
+    return backend(query.device.type).paged_attention(
+        query, key_cache, value_cache, query_start_loc, seq_lens, block_tables, scale, out
+    )
+
+
+def argmax(x: torch.Tensor) -> torch.Tensor:
+    """Index [T] int64 of each row's largest value of x [T, N], the lowest among equals."""
+    return backend(x.device.type).argmax(x)
+
+
+def isa() -> str:
+    """What runs on this CPU: "avx2", "avx512", or "torch" where no compiled variant does."""
+    return backend("cpu").isa
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Threads that a kernel call may use on the CPU, torch's own ops included."""
+    if num_threads < 1:
+        raise KernelInputError(f"num_threads must be >= 1, got {num_threads}")
+    torch.set_num_threads(num_threads)
+
+
+def set_progress_counter(address: int | None) -> None:
+    """Bump the int64 at `address` at every kernel call from now on; None stops that.
+
+    The memory stays the caller's and must outlive its use here.
+    """
+    progress_counter.attach(address)

@@ -1,0 +1,1 @@
+"""Greedy choice: the index of each row's largest value, the lowest index on ties."""

@@ -1,0 +1,28 @@
+"""A linear layer's weight as one backend keeps it."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+
+# How `data` is laid out:
+#   dense         [N, K], any floating dtype
+#   panels-bf16   [ceil(N/16), K, 16] int16, bits of bf16, columns interleaved 0 8 1 9 ... 7 15
+#   panels-fp16   [ceil(N/16), K, 16] int16, bits of fp16, columns in order
+#   panels-fp32   [ceil(N/16), K, 16] float32, columns in order
+WeightFormat: TypeAlias = Literal["dense", "panels-bf16", "panels-fp16", "panels-fp32"]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedLinear:
+    """A weight [N, K], packed once at load. Rows beyond N in the last panel are zero."""
+
+    shape: tuple[int, int]  # (N, K): output and input features
+    format: WeightFormat
+    data: torch.Tensor
+    address: int = 0  # of `data`, so that a call need not ask for it
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the packed weight takes, padding included."""
+        return self.data.numel() * self.data.element_size()

@@ -1,0 +1,1 @@
+"""Scatter new keys and values into the paged cache."""
