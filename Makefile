@@ -10,7 +10,7 @@ CLUSTER := $(PY) -m quire_cluster
 export UV_CACHE_DIR := $(CACHE)/uv
 
 help: ## list these verbs
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # ---- set-up -------------------------------------------------------------------------------------
 
@@ -38,4 +38,58 @@ lock: $(UV) ## write requirements/*.txt anew from pyproject.toml
 	echo 'uv>=0.13.8' | $(UV) pip compile --quiet - --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate -o requirements/bootstrap.txt
 
-.PHONY: help venv lock
+# ---- quality ------------------------------------------------------------------------------------
+
+lint: venv ## ruff, formatting, types, import walls, C++ format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports --no-cache
+
+format: venv ## let ruff put the code in order
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+unit: venv model ## every test that needs no cluster
+	$(PY) -m pytest -m "not interpreter and not gpu"
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels -m interpreter
+
+model: venv
+	@$(PY) -m quire_cluster.model
+
+e2e: images ## the tests on a real cluster (brought up when none is)
+	$(CLUSTER) exec -- $(PY) -m pytest tests/e2e
+
+# The end-to-end run stands last, so that pytest's closing line is the last one; a cluster that was not
+# there before is taken down after it, without a word.
+test: lint unit ## lint, types, unit tests, then end to end on the real cluster
+	@was_up=$$($(CLUSTER) status >/dev/null 2>&1 && echo yes || echo no); \
+	status=0; $(MAKE) --no-print-directory e2e || status=$$?; \
+	[ $$was_up = yes ] || $(CLUSTER) down >/dev/null 2>&1 || status=$$?; \
+	exit $$status
+
+# ---- cluster ------------------------------------------------------------------------------------
+
+cluster-up: venv ## a real Kubernetes on this machine (or QUIRE_KUBECONFIG, or kind)
+	$(CLUSTER) up
+
+cluster-down: venv ## end it and remove its data; what was built stays cached
+	$(CLUSTER) down
+
+cluster-status: venv ## what runs
+	$(CLUSTER) status
+
+images: cluster-up model ## build the two images and push them where the cluster pulls
+	$(CLUSTER) images
+
+shell: venv ## a shell with kubectl and helm, inside the cluster's network
+	$(CLUSTER) shell
+
+demo: images ## cluster up, chart in, one apply, a streamed answer, a burst that scales
+	$(CLUSTER) exec -- $(PY) -m quire_cluster.demo
+
+bench: venv model ## measure: writes tests/bench/results
+	$(PY) tests/bench/bench_engine.py
+	$(PY) tests/bench/bench_kernels.py
+
+.PHONY: help venv lock lint format unit model e2e test cluster-up cluster-down cluster-status images shell demo bench

@@ -1,0 +1,121 @@
+"""Breaking things on purpose: the hub mirror, a file on a volume, a pod's network."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from quire_cluster import kube
+from quire_cluster.shell import run
+
+
+@dataclass(frozen=True)
+class Hub:
+    """The hub mirror's control routes: faults to come, and the requests that it served."""
+
+    address: str  # host:port, reachable from pods and from here
+
+    def faults(self, **faults: object) -> None:
+        """Set these faults, and only these."""
+        httpx.put(f"http://{self.address}/_control/faults", json=faults).raise_for_status()
+
+    def clear_log(self) -> None:
+        httpx.delete(f"http://{self.address}/_control/log").raise_for_status()
+
+    def log(self) -> list[kube.Json]:
+        entries: list[kube.Json] = httpx.get(f"http://{self.address}/_control/log").json()
+        return entries
+
+    def bytes_served(self, suffix: str = "") -> int:
+        """Body bytes of every GET whose path ends so."""
+        return sum(
+            entry["bytes"]
+            for entry in self.log()
+            if entry["method"] == "GET" and entry["path"].endswith(suffix)
+        )
+
+
+def flip_byte(namespace: str, claim: str, path: str, offset: int) -> None:
+    """Change one byte of a file on a bound claim, on this host, which is the node."""
+    volume_name = kube.get("persistentvolumeclaim", claim, namespace)["spec"]["volumeName"]
+    source = kube.get("persistentvolume", volume_name)["spec"]
+    folder = Path((source.get("hostPath") or source["local"])["path"])
+    with (folder / path).open("r+b") as file:
+        file.seek(offset)
+        [byte] = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x01]))
+
+
+@contextmanager
+def cut_off(pod: kube.Json, *clients: str, port: int = 8000) -> Iterator[None]:
+    """Drop what these addresses send to the pod's port; probes from the node still pass."""
+    inside = ["nsenter", f"--net=/proc/{_any_process(pod['metadata']['uid'])}/ns/net", "iptables"]
+    rules = [
+        ["INPUT", "-p", "tcp", "--dport", str(port), "-s", address, "-j", "DROP"]
+        for address in clients
+    ]
+    for rule in rules:
+        run([*inside, "-I", *rule])
+    try:
+        yield
+    finally:
+        for rule in rules:
+            run([*inside, "-D", *rule])
+
+
+def _any_process(pod_uid: str) -> int:
+    """The id of a process of this pod, by its cgroup."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            cgroup = (folder / "cgroup").read_text()
+        except OSError:  # ended meanwhile
+            continue
+        if pod_uid in cgroup:
+            return int(folder.name)
+    raise LookupError(f"no process of pod {pod_uid} runs on this host")
+
+
+@dataclass(frozen=True)
+class Write:
+    """One mutating request that the API server carried out."""
+
+    verb: str
+    resource: str
+    name: str
+    user: str
+
+
+class AuditLog:
+    """The API server's audit log, from where it stood when it was opened."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start = os.path.getsize(path)
+
+    def writes(self, user: str) -> list[Write]:
+        """What this user has sent as create, update, patch or delete since."""
+        with self._path.open() as file:
+            file.seek(self._start)
+            events = [json.loads(line) for line in file if line.endswith("\n")]
+        return [
+            _write(event)
+            for event in events
+            if event["stage"] == "ResponseComplete"
+            and event["verb"] in {"create", "update", "patch", "delete", "deletecollection"}
+            and event["user"]["username"] == user
+        ]
+
+
+def _write(event: kube.Json) -> Write:
+    target = event.get("objectRef", {})
+    return Write(
+        verb=event["verb"],
+        resource="/".join(filter(None, (target.get("resource"), target.get("subresource")))),
+        name=f"{target.get('namespace', '')}/{target.get('name', '')}",
+        user=event["user"]["username"],
+    )

@@ -1,0 +1,111 @@
+"""Getting the model: each failure has its reason in Ready, and mending it is enough."""
+
+import base64
+
+import pytest
+
+from quire_cluster import kube, serving
+from quire_cluster.faults import Hub, SmallVolumes, flip_byte
+
+pytestmark = pytest.mark.e2e
+
+REASON_SECONDS = 30
+RECOVERY_SECONDS = 90
+
+
+def test_repo_not_found_then_it_appears(namespace: str, hub: Hub) -> None:
+    hub.faults(hidden=["HuggingFaceTB/SmolLM2-135M-Instruct"])
+    try:
+        kube.apply(serving.manifest(), namespace)
+        message = kube.wait_reason(namespace, "chat", "SourceNotFound", REASON_SECONDS)
+        assert "HuggingFaceTB/SmolLM2-135M-Instruct" in message
+    finally:
+        hub.faults()
+    kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
+
+
+def test_wrong_token_then_the_right_one_and_who_sees_it(namespace: str, hub: Hub) -> None:
+    """The credentials reach the fetch Job, and no other pod."""
+    hub.faults(tokens={"HuggingFaceTB/SmolLM2-135M-Instruct": "right-token"})
+    try:
+        kube.apply(_secret("wrong-token"), namespace)
+        model = {"uri": serving.MODEL, "credentialsSecret": "hub"}
+        kube.apply(serving.manifest(model=model), namespace)
+        kube.wait_reason(namespace, "chat", "SourceUnauthorized", REASON_SECONDS)
+        kube.apply(_secret("right-token"), namespace)
+        kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
+    finally:
+        hub.faults()
+    pods = kube.items("pods", namespace)
+    engines = [pod for pod in pods if "chat" in pod["metadata"]["name"]]
+    assert engines
+    for pod in engines:
+        assert '"hub"' not in str(pod["spec"]).replace("'", '"'), "an engine pod names the Secret"
+
+
+def _secret(token: str) -> kube.Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "hub"},
+        "data": {"token": base64.b64encode(token.encode()).decode()},
+    }
+
+
+def test_fetch_killed_at_half_resumes(namespace: str, hub: Hub) -> None:
+    """The Job's pod dies at half; the next attempt fetches only what is missing."""
+    hub.faults(bytes_per_second=20_000_000)
+    hub.clear_log()
+    try:
+        kube.apply(serving.manifest(), namespace)
+        kube.wait_until(lambda: _bytes_done(namespace) > 60_000_000, 60, "a part of the download")
+        [pod] = kube.items("pods", namespace, "job-name")
+        kube.kubectl(
+            "delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force",
+            namespace=namespace,
+        )  # fmt: skip
+        assert kube.condition(kube.get("inferenceservice", "chat", namespace))["status"] != "True"
+    finally:
+        hub.faults()
+    service = kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
+    served = hub.bytes_served()
+    total = service["status"]["model"]["bytesTotal"]
+    # What was in flight when the pod died may come twice: a few parts, not the model.
+    assert served < total * 1.25
+    with serving.connect(namespace) as client:
+        assert "Paris" in serving.ask(client)
+
+
+def _bytes_done(namespace: str) -> int:
+    service = kube.get("inferenceservice", "chat", namespace)
+    done: int = service.get("status", {}).get("model", {}).get("bytesDone", 0)
+    return done
+
+
+def test_a_full_volume_says_so_and_recovers(
+    namespace: str, hub: Hub, small_volumes: SmallVolumes
+) -> None:
+    small_volumes.create(namespace, "models", mebibytes=100)
+    cache = {"mode": "existing", "existingClaim": "models"}
+    kube.apply(serving.manifest(cache=cache), namespace)
+    message = kube.wait_reason(namespace, "chat", "NoSpace", REASON_SECONDS)
+    assert "MB" in message or "MiB" in message
+    small_volumes.resize("models", mebibytes=600)
+    kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
+
+
+def test_a_corrupt_file_is_found_and_fetched_again(namespace: str, hub: Hub) -> None:
+    kube.apply(serving.manifest(), namespace)
+    kube.wait_ready(namespace, "chat")
+    [claim] = kube.items("persistentvolumeclaims", namespace)
+    flip_byte(namespace, claim["metadata"]["name"], "model/model.safetensors", 150_000_000)
+    hub.clear_log()
+    kube.kubectl("delete", "pod", "-l", "serving.quire.dev/service=chat", namespace=namespace)
+    kube.wait_until(
+        lambda: hub.bytes_served(".safetensors") > 0,
+        90,
+        "the corrupt file to be fetched again",
+    )
+    kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
+    with serving.connect(namespace) as client:
+        assert "Paris" in serving.ask(client)
