@@ -7,6 +7,7 @@
     │   ├── ModelMissing      66   no such model folder or file
     │   └── ModelCorrupt      65   a file is truncated, altered or not what its header says
     ├── NoDevice              69   the device asked for is not on this machine
+    ├── RequestRefused        --   one request that can never run; it is answered, nothing ends
     ├── FetchFailed           10   `quire-engine fetch` could not complete
     └── CoreDied              70   the core process ended, or broke one of our own invariants
 
@@ -72,6 +73,12 @@ class NoDevice(EngineError):
 
     exit_code = ExitCode.NO_DEVICE
     reason = "NoDevice"
+
+
+class RequestRefused(EngineError):
+    """One request can never run to its end. It gets an error output; the core goes on."""
+
+    reason = "RequestRefused"
 
 
 class FetchFailed(EngineError):

@@ -1,0 +1,162 @@
+"""Which tokens of which sequences run in the next step.
+
+There is no prefill phase and no decode phase. Each step has one budget of tokens; the running
+sequences are served first, in order of arrival, then waiting ones are admitted while budget, seats
+and blocks last. A sequence gets as many of its uncomputed tokens as the budget allows: one when it
+decodes, a chunk when its prompt is long. So decodes never wait for a prompt, only beside one.
+
+When the blocks run out, the last-arrived running sequence gives all of its own back and waits,
+first in line, to be computed anew. The first-arrived one is never preempted for another, so it
+ends; then the next is first: nobody starves.
+
+Pure: no torch, no clock, no randomness; the time is an argument.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from quire_engine.batch import Batch, Chunk, Progression
+from quire_engine.block_manager import BlockManager
+from quire_engine.errors import RequestRefused
+from quire_engine.messages import RequestId
+from quire_engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since start, as CoreStats names them."""
+
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+
+
+class Scheduler:
+    """Owns all live sequences, running and waiting, both in order of arrival."""
+
+    def __init__(
+        self, blocks: BlockManager, *, max_num_seqs: int, token_budget: int, max_model_len: int
+    ) -> None:
+        self.blocks = blocks
+        self.running: list[Sequence] = []
+        self.waiting: deque[Sequence] = deque()
+        self.counters = Counters()
+        self._max_num_seqs = max_num_seqs
+        self._token_budget = token_budget
+        self._max_model_len = max_model_len
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue `sequence`. RequestRefused when it could never run to its end."""
+        prompt_len, limit = sequence.num_prompt_tokens, self._max_model_len
+        if not 0 < prompt_len < limit:
+            raise RequestRefused(
+                f"a prompt must have 1 to {limit - 1} tokens (max_model_len {limit}, less one for "
+                f"the answer), got {prompt_len}; shorten it"
+            )
+        need = self.blocks.num_blocks_for(min(prompt_len + sequence.sampling.max_tokens, limit))
+        if need > self.blocks.num_blocks:
+            raise RequestRefused(
+                f"prompt and answer must fit the KV cache's {self.blocks.num_blocks} blocks of "
+                f"{self.blocks.block_size} tokens, got {need} blocks; lower max_tokens"
+            )
+        self.waiting.append(sequence)
+
+    def schedule(self, now: float) -> Batch:
+        """The next step's batch at time `now`; empty only when nothing is waiting or running."""
+        chunks: list[Chunk] = []
+        queue_seconds: list[float] = []
+        budget, num_preemptions = self._token_budget, self.counters.num_preemptions
+        while budget and len(chunks) < len(self.running):
+            chunk = self._next_chunk(self.running[len(chunks)], budget)
+            if chunk is None:
+                break  # it was the last-arrived one, and gave its blocks back
+            chunks.append(chunk)
+            budget -= chunk.num_tokens
+        while budget and self.waiting and self.counters.num_preemptions == num_preemptions:
+            sequence = self.waiting[0]
+            if len(self.running) == self._max_num_seqs or not self._admit(sequence):
+                break
+            if not sequence.admitted:
+                sequence.admitted = True
+                queue_seconds.append(now - sequence.arrival_time)
+            chunk = self._next_chunk(sequence, budget)
+            assert chunk is not None, "an admitted sequence has room for all of its tokens"
+            chunks.append(chunk)
+            budget -= chunk.num_tokens
+        return Batch(tuple(chunks), tuple(queue_seconds))
+
+    def finish_step(self, batch: Batch, token_ids: Items[int | None]) -> list[Progression]:
+        """Take in a token for each sequence that sampled, in order; None fails the sequence."""
+        for chunk in batch.chunks:
+            num_before = chunk.sequence.num_computed_tokens
+            chunk.sequence.num_computed_tokens += chunk.num_tokens
+            self.blocks.commit(chunk.sequence, num_before)
+        return [
+            self._extend(sequence, token_id)
+            for sequence, token_id in zip(batch.sampling, token_ids, strict=True)
+        ]
+
+    def abort(self, request_ids: Iterable[RequestId]) -> None:
+        """Drop these sequences and free their blocks. Unknown ids are ignored."""
+        doomed = set(request_ids)
+        for sequence in [s for s in (*self.running, *self.waiting) if s.request_id in doomed]:
+            self._drop(sequence)
+
+    def check_integrity(self) -> None:
+        """Raise CoreDied unless each block is held by live sequences or by nobody."""
+        self.blocks.check_integrity((*self.running, *self.waiting))
+
+    def _next_chunk(self, sequence: Sequence, budget: int) -> Chunk | None:
+        """Room for `sequence`'s next tokens, taken from later arrivals if need be."""
+        missing = sequence.num_tokens - sequence.num_computed_tokens
+        num_tokens = min(missing, budget)
+        while not self.blocks.allocate(sequence, sequence.num_computed_tokens + num_tokens):
+            if self._preempt_last() is sequence:
+                return None
+        return Chunk(sequence, num_tokens, samples=num_tokens == missing)
+
+    def _preempt_last(self) -> Sequence:
+        sequence = self.running.pop()
+        self.blocks.free(sequence)
+        sequence.num_computed_tokens = 0
+        sequence.num_preemptions += 1
+        self.counters.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+        return sequence
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Move `sequence`, the first in line, to the running ones if all its tokens have room."""
+        prefix = self.blocks.find_prefix(sequence)
+        if not self.blocks.can_admit(sequence, prefix):
+            return False
+        self.blocks.take_prefix(sequence, prefix)
+        sequence.num_computed_tokens = len(prefix) * self.blocks.block_size
+        if not sequence.admitted:  # what a preempted one finds again is no hit of the cache's
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.counters.prompt_tokens += sequence.num_prompt_tokens
+            self.counters.prefix_cache_queries += sequence.num_prompt_tokens
+            self.counters.prefix_cache_hits += sequence.num_cached_tokens
+        self.running.append(self.waiting.popleft())
+        return True
+
+    def _extend(self, sequence: Sequence, token_id: int | None) -> Progression:
+        if token_id is None:
+            self._drop(sequence)
+            return Progression(sequence, None, "error")
+        sequence.token_ids.append(token_id)
+        self.counters.generation_tokens += 1
+        reason = sequence.finish_reason(self._max_model_len)
+        if reason is not None:
+            self._drop(sequence)
+        return Progression(sequence, token_id, reason)
+
+    def _drop(self, sequence: Sequence) -> None:
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self.blocks.free(sequence)

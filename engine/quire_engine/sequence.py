@@ -1,0 +1,61 @@
+"""One request on its way through the core: its tokens, how far they are computed, its blocks."""
+
+from dataclasses import dataclass, field
+
+from quire_engine.messages import AddRequest, FinishReason, RequestId, SamplingParams
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """Prompt and answer in one list of tokens, of which the first `num_computed_tokens` are cached.
+
+    The block manager owns `block_table` and `block_hashes`, the scheduler everything else that
+    changes. A sequence that chases its own end (num_computed_tokens < num_tokens) is all there is:
+    prefill, decode and recomputation after a preemption differ in the distance only.
+    """
+
+    request_id: RequestId
+    sampling: SamplingParams
+    cache_salt: str
+    arrival_time: float  # seconds on the caller's clock
+    num_prompt_tokens: int
+    token_ids: list[int]
+    seed: int = 0  # of the sampler
+    num_computed_tokens: int = 0  # whose keys and values lie in the cache
+    num_cached_tokens: int = 0  # of the prompt, taken from the prefix cache at first admission
+    num_preemptions: int = 0
+    admitted: bool = False  # has been scheduled once, whatever happened since
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks, as far as known
+
+    @classmethod
+    def of(cls, request: AddRequest, arrival_time: float, seed: int = 0) -> "Sequence":
+        """The sequence that `request` asks for. `seed` counts when the request brings none."""
+        return cls(
+            request_id=request.request_id,
+            sampling=request.sampling,
+            cache_salt=request.cache_salt,
+            arrival_time=arrival_time,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            token_ids=list(request.prompt_token_ids),
+            seed=seed if request.sampling.seed is None else request.sampling.seed,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and generated tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def finish_reason(self, max_model_len: int) -> FinishReason | None:
+        """Why the newest token is the last one; None when there is more to come."""
+        sampling, generated = self.sampling, self.num_generated_tokens
+        if generated >= sampling.min_tokens and self.token_ids[-1] in sampling.stop_token_ids:
+            return "stop"
+        if generated >= sampling.max_tokens or self.num_tokens >= max_model_len:
+            return "length"
+        return None
