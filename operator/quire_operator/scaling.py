@@ -101,9 +101,9 @@ class Ttft:
 class Observation:
     """One service as it is. `now`: seconds on any steady clock.
 
-    replicas: spec.replicas; ready: pods that serve, draining ones apart; pending: pods on their way,
-    not yet created ones included; unschedulable: pods that no node takes; loads: the ready pods
-    that answered this round (silent, stale and nonsensical ones are simply not in it);
+    replicas: spec.replicas; ready: pods that serve, draining ones apart; pending: pods on their
+    way, not yet created ones included; unschedulable: pods that no node takes; loads: the ready
+    pods that answered this round (silent, stale and nonsensical ones are simply not in it);
     ttft: None when it cannot be known.
     """
 
@@ -341,14 +341,12 @@ def _complete(seen: Observation, inputs: Inputs) -> bool:
     """Every ready pod answered, with every metric that a target wants."""
     if seen.ready == 0 or len(seen.loads) < seen.ready or None in inputs.ratios.values():
         return False
-    kv_wanted, queue_wanted = (
-        Reason.KV_CACHE in inputs.ratios,
-        Reason.QUEUE_DEPTH in inputs.ratios,
-    )
-    return not any(
-        (queue_wanted and load.waiting is None)
-        or (kv_wanted and load.kv_cache_utilization is None)
-        for load in seen.loads
+    return not any(_lacks(load, inputs) for load in seen.loads)
+
+
+def _lacks(load: PodLoad, inputs: Inputs) -> bool:
+    return (Reason.QUEUE_DEPTH in inputs.ratios and load.waiting is None) or (
+        Reason.KV_CACHE in inputs.ratios and load.kv_cache_utilization is None
     )
 
 

@@ -56,7 +56,7 @@ class History:
 
     def highest_need(self, now: float, window: float, need: int) -> int:
         """The largest need within the window, this round's included."""
-        return max(need, *(past for time, past in self.peaks if time >= now - window), 0)
+        return max([need, *(past for time, past in self.peaks if time >= now - window)])
 
     def lowest_need(self, now: float, window: float, need: int) -> int:
         """The smallest need within the window, this round's included."""
@@ -64,8 +64,8 @@ class History:
 
     def after(self, this: Round, windows: Windows) -> "History":
         """The history once `this` round is over."""
-        moved_by_another = self.replicas is not None and not this.changed and (
-            this.replicas != self.replicas
+        moved_by_another = (
+            self.replicas is not None and not this.changed and (this.replicas != self.replicas)
         )
         seen = this.need is not None
         seen_since = _since(self.seen_since, self.seen_last, this.time, seen, windows.gap)
