@@ -1,0 +1,3 @@
+module quire.test/cluster/node-tools
+
+go 1.24
