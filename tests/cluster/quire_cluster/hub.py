@@ -1,0 +1,483 @@
+"""A small mirror of a model hub, with faults that tests switch on.
+
+    python -m quire_cluster.hub --host 127.0.0.1 --port 8090 --root ~/.cache/quire/hub
+
+It answers the routes that huggingface_hub uses, headers and error codes included:
+
+    GET       /api/models/ORG/NAME[/revision/REV][?blobs=true]
+    GET       /api/models/ORG/NAME/tree/REV
+    GET HEAD  /ORG/NAME/resolve/REV/PATH          with Range
+
+and, for tests, PUT /_control/faults (a `Faults` as JSON; it replaces the one before), GET and
+DELETE /_control/log (one entry a request, the control routes left out).
+"""
+
+import argparse
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+from aiohttp import web
+
+from quire_cluster.hub_repos import Commit, HubFile, Repositories
+
+_Body: TypeAlias = Callable[[web.Request, str, Commit], object]
+
+CHUNK = 128 * 1024
+# What lies in socket buffers counts as served, though a killed client never sees it: keep it small.
+SEND_BUFFER = 256 * 1024
+INVALID_CREDENTIALS = "Invalid credentials in Authorization header"
+
+
+class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What goes wrong, until the next PUT. The default is a healthy hub."""
+
+    hidden: tuple[str, ...] = ()
+    """Repositories (org/name) that are not there."""
+    tokens: dict[str, str] = {}
+    """Private repositories, and the token that opens each."""
+    gated: tuple[str, ...] = ()
+    """Repositories that list their files but give none away (403 GatedRepo)."""
+    main: dict[str, str] = {}
+    """Where the branch main of a repository has moved: org/name -> one of its other revisions."""
+    extra_siblings: tuple[str, ...] = ()
+    """Names added to every listing, as a hostile hub might."""
+    redirect: bool = False
+    """Answer a file of LFS with a redirect to a signed address, as the hub does."""
+    bytes_per_second: int | None = None
+    """Rate of all connections together."""
+
+    path: str = ""
+    """The faults below strike requests for files whose path ends so."""
+    times: int | None = None
+    """How many requests they strike; None: all."""
+    status: int | None = None
+    """Answer this status instead."""
+    retry_after: float | None = None
+    """Retry-After header of that answer, in seconds."""
+    cut_after_bytes: int | None = None
+    """Close the connection after that many bytes of a body."""
+    stall_after_bytes: int | None = None
+    """Send nothing more after that many bytes of a body, and keep the connection."""
+    flip_byte_at: int | None = None
+    """The byte at this offset of the file has one bit flipped."""
+    length_delta: int = 0
+    """Answer as if the file were that many bytes longer than the listing says."""
+    listing: bool = False
+    """`status` strikes the listings instead of files."""
+
+
+class LogEntry(msgspec.Struct, frozen=True):
+    """One answered request. `start` and `end` (inclusive) are what was asked for of the file."""
+
+    time: float
+    method: str
+    path: str
+    status: int
+    bytes: int  # of the body, handed to the socket
+    start: int | None = None
+    end: int | None = None
+
+
+class HubError(Exception):
+    """An answer other than 200, in the hub's words."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+    def response(self) -> web.Response:
+        headers = {"X-Error-Message": self.message}
+        if self.code:
+            headers["X-Error-Code"] = self.code
+        return web.json_response({"error": self.message}, status=self.status, headers=headers)
+
+
+class Mirror:
+    """The state behind the routes: repositories, the faults of the moment, the log."""
+
+    def __init__(self, root: Path) -> None:
+        self.faults = Faults()
+        self.log: list[LogEntry] = []
+        self._repositories = Repositories(root)
+        self._struck = 0
+        self._changed = asyncio.Event()
+        self._sendable_at = 0.0
+
+    def application(self) -> web.Application:
+        application = web.Application()
+        add = application.router.add_route
+        add("GET", "/api/models/{org}/{name}", self._info)
+        add("GET", "/api/models/{org}/{name}/revision/{revision:[^/]+}", self._info)
+        add("GET", "/api/models/{org}/{name}/tree/{revision}", self._tree)
+        add("GET", "/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
+        add("HEAD", "/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
+        add("GET", "/_signed/{org}/{name}/{revision}/{path:.+}", self._signed)
+        add("PUT", "/_control/faults", self._put_faults)
+        add("GET", "/_control/log", self._get_log)
+        add("DELETE", "/_control/log", self._delete_log)
+        application.on_shutdown.append(self._release)
+        return application
+
+    async def _release(self, _: web.Application) -> None:
+        self._changed.set()
+
+    # ---- control --------------------------------------------------------------------------------
+
+    def set_faults(self, faults: Faults) -> None:
+        self.faults = faults
+        self._struck = 0
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _put_faults(self, request: web.Request) -> web.Response:
+        try:
+            self.set_faults(msgspec.json.decode(await request.read(), type=Faults))
+        except msgspec.MsgspecError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        return web.json_response({})
+
+    async def _get_log(self, _: web.Request) -> web.Response:
+        return web.Response(body=msgspec.json.encode(self.log), content_type="application/json")
+
+    async def _delete_log(self, _: web.Request) -> web.Response:
+        self.log.clear()
+        return web.json_response({})
+
+    def _record(
+        self, request: web.Request, status: int, size: int, span: range | None = None
+    ) -> None:
+        start, end = (span.start, span.stop - 1) if span is not None else (None, None)
+        self.log.append(
+            LogEntry(time.time(), request.method, request.path, status, size, start, end)
+        )
+
+    # ---- who may see what -----------------------------------------------------------------------
+
+    def _open(self, request: web.Request) -> tuple[str, Commit]:
+        repo = f"{request.match_info['org']}/{request.match_info['name']}"
+        demanded = self.faults.tokens.get(repo)
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if demanded and given and given != demanded:
+            raise HubError(401, "", INVALID_CREDENTIALS)
+        missing = repo in self.faults.hidden or not self._repositories.exists(repo)
+        if missing or (demanded and not given):
+            # The hub tells a stranger nothing about what he may not see, not even that it is there.
+            raise HubError(404 if given else 401, "RepoNotFound", "Repository not found")
+        revision = request.match_info.get("revision", "main")
+        if revision == "main":
+            revision = self.faults.main.get(repo, revision)
+        commit = self._repositories.resolve(repo, revision)
+        if commit is None:
+            raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return repo, commit
+
+    def _strikes(self, path: str, *, listing: bool) -> bool:
+        faults = self.faults
+        if listing != faults.listing or not path.endswith(faults.path):
+            return False
+        if faults.times is not None and self._struck >= faults.times:
+            return False
+        self._struck += 1
+        return True
+
+    def _status_fault(self) -> web.Response:
+        faults = self.faults
+        headers = {} if faults.retry_after is None else {"Retry-After": f"{faults.retry_after:g}"}
+        return web.json_response({"error": "a fault"}, status=faults.status or 500, headers=headers)
+
+    # ---- listings -------------------------------------------------------------------------------
+
+    async def _info(self, request: web.Request) -> web.Response:
+        return self._listing(request, self._info_body)
+
+    async def _tree(self, request: web.Request) -> web.Response:
+        return self._listing(request, lambda _, __, commit: [_tree_entry(f) for f in commit.files])
+
+    def _listing(self, request: web.Request, body: _Body) -> web.Response:
+        try:
+            repo, commit = self._open(request)
+            if self.faults.status is not None and self._strikes(repo, listing=True):
+                response = self._status_fault()
+            else:
+                response = web.json_response(body(request, repo, commit))
+        except HubError as error:
+            response = error.response()
+        self._record(request, response.status, len((response.text or "").encode()))
+        return response
+
+    def _info_body(self, request: web.Request, repo: str, commit: Commit) -> dict[str, object]:
+        blobs = request.query.get("blobs", "").lower() == "true"
+        siblings = [_sibling(file, blobs=blobs) for file in commit.files]
+        siblings += [
+            {"rfilename": name, "size": 3, "blobId": "0" * 40}
+            for name in self.faults.extra_siblings
+        ]
+        return {
+            "_id": commit.id[:24],
+            "id": repo,
+            "modelId": repo,
+            "sha": commit.id,
+            "private": repo in self.faults.tokens,
+            "gated": "manual" if repo in self.faults.gated else False,
+            "tags": [],
+            "siblings": siblings,
+        }
+
+    # ---- files ----------------------------------------------------------------------------------
+
+    async def _resolve(self, request: web.Request) -> web.StreamResponse:
+        try:
+            repo, commit = self._open(request)
+            if repo in self.faults.gated:
+                raise HubError(403, "GatedRepo", f"Access to model {repo} is restricted")
+            file = self._find(request, commit)
+        except HubError as error:
+            self._record(request, error.status, 0)
+            return error.response()
+        if self.faults.redirect and file.is_lfs:
+            headers = _file_headers(file, commit) | {
+                "Location": f"/_signed/{repo}/{commit.id}/{file.path}?signature=secret"
+            }
+            self._record(request, 302, 0)
+            return web.Response(status=302, headers=headers)
+        return await self._send(request, file, commit)
+
+    async def _signed(self, request: web.Request) -> web.StreamResponse:
+        try:
+            repo = f"{request.match_info['org']}/{request.match_info['name']}"
+            commit = self._repositories.resolve(repo, request.match_info["revision"])
+            if commit is None:
+                raise HubError(404, "RevisionNotFound", "Invalid rev id")
+            return await self._send(request, self._find(request, commit), commit)
+        except HubError as error:
+            self._record(request, error.status, 0)
+            return error.response()
+
+    @staticmethod
+    def _find(request: web.Request, commit: Commit) -> HubFile:
+        file = commit.find(request.match_info["path"])
+        if file is None:
+            raise HubError(404, "EntryNotFound", "Entry not found")
+        return file
+
+    async def _send(
+        self, request: web.Request, file: HubFile, commit: Commit
+    ) -> web.StreamResponse:
+        faulty = request.method == "GET" and self._strikes(file.path, listing=False)
+        if faulty and self.faults.status is not None:
+            self._record(request, self.faults.status, 0)
+            return self._status_fault()
+        size = file.size + (self.faults.length_delta if faulty else 0)
+        span = _requested_range(request, size)
+        if span is None:
+            self._record(request, 416, 0)
+            return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
+        headers = _file_headers(file, commit)
+        headers["Content-Length"] = str(len(span))
+        if len(span) < size:
+            headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
+        response = web.StreamResponse(status=206 if len(span) < size else 200, headers=headers)
+        await response.prepare(request)
+        if request.method == "HEAD":
+            self._record(request, response.status, 0)
+            return response
+        await self._send_body(request, response, file, span, faulty=faulty)
+        return response
+
+    async def _send_body(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        file: HubFile,
+        span: range,
+        *,
+        faulty: bool,
+    ) -> None:
+        faults = self.faults if faulty else Faults()
+        _limit_send_buffer(request)
+        sent = 0
+        try:
+            with file.location.open("rb") as source:
+                source.seek(span.start)
+                while sent < len(span):
+                    want = min(CHUNK, len(span) - sent)
+                    want = _until(faults.cut_after_bytes, sent, want)
+                    want = _until(faults.stall_after_bytes, sent, want)
+                    if want == 0:
+                        await self._break(request, faults)
+                        return
+                    chunk = source.read(want) or bytes(want)
+                    chunk = _flipped(chunk, span.start + sent, faults.flip_byte_at)
+                    await self._pace(len(chunk))
+                    await response.write(chunk)
+                    sent += len(chunk)
+        except ConnectionError:  # the client went away: nothing to tell it
+            pass
+        finally:
+            self._record(request, response.status, sent, span)
+
+    async def _break(self, request: web.Request, faults: Faults) -> None:
+        if faults.stall_after_bytes is not None:
+            await self._changed.wait()
+        if request.transport is not None:
+            request.transport.close()
+
+    async def _pace(self, size: int) -> None:
+        """Wait for this many bytes' turn on the line that all connections share."""
+        rate = self.faults.bytes_per_second
+        if rate is None:
+            return
+        now = time.monotonic()
+        self._sendable_at = max(self._sendable_at, now) + size / rate
+        await asyncio.sleep(self._sendable_at - now)
+
+
+def _sibling(file: HubFile, *, blobs: bool) -> dict[str, object]:
+    entry: dict[str, object] = {"rfilename": file.path}
+    if blobs:
+        entry |= {"size": file.size, "blobId": file.blob_id}
+        if file.is_lfs:
+            entry["lfs"] = {"size": file.size, "sha256": file.sha256, "pointerSize": 134}
+    return entry
+
+
+def _tree_entry(file: HubFile) -> dict[str, object]:
+    entry: dict[str, object] = {"type": "file", "path": file.path}
+    entry |= {"size": file.size, "oid": file.blob_id}
+    if file.is_lfs:
+        entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": 134}
+    return entry
+
+
+def _file_headers(file: HubFile, commit: Commit) -> dict[str, str]:
+    headers = {
+        "ETag": f'"{file.etag}"',
+        "X-Repo-Commit": commit.id,
+        "Accept-Ranges": "bytes",
+        "Content-Type": "application/octet-stream",
+    }
+    if file.is_lfs:
+        headers |= {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.etag}"'}
+    return headers
+
+
+def _requested_range(request: web.Request, size: int) -> range | None:
+    """The bytes asked for; the whole file without a Range; None when it cannot be satisfied."""
+    try:
+        asked = request.http_range
+    except ValueError:
+        return range(size)
+    start, stop, _ = slice(asked.start, asked.stop).indices(size)
+    if asked.start is None and asked.stop is None:
+        return range(size)
+    return range(start, stop) if start < stop else None
+
+
+def _until(limit: int | None, sent: int, want: int) -> int:
+    return want if limit is None else max(0, min(want, limit - sent))
+
+
+def _flipped(chunk: bytes, offset: int, flip_at: int | None) -> bytes:
+    if flip_at is None or not offset <= flip_at < offset + len(chunk):
+        return chunk
+    changed = bytearray(chunk)
+    changed[flip_at - offset] ^= 1
+    return bytes(changed)
+
+
+def _limit_send_buffer(request: web.Request) -> None:
+    transport = request.transport
+    connection = transport.get_extra_info("socket") if transport is not None else None
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+
+
+class RunningMirror:
+    """A mirror in a thread of its own, for tests in the same process."""
+
+    def __init__(self, mirror: Mirror, url: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.url = url
+        self._mirror, self._loop = mirror, loop
+
+    def faults(self, faults: Faults | None = None) -> None:
+        """Set these faults, and only these; none without an argument."""
+        done = threading.Event()
+
+        def apply() -> None:
+            self._mirror.set_faults(faults or Faults())
+            done.set()
+
+        self._loop.call_soon_threadsafe(apply)
+        done.wait()
+
+    @property
+    def log(self) -> tuple[LogEntry, ...]:
+        return tuple(self._mirror.log)
+
+    def clear_log(self) -> None:
+        self._mirror.log.clear()
+
+    def downloads(self, suffix: str = "") -> tuple[LogEntry, ...]:
+        """The answered requests for contents of files whose path ends so."""
+        return tuple(
+            entry
+            for entry in self.log
+            if entry.method == "GET" and entry.start is not None and entry.path.endswith(suffix)
+        )
+
+
+@contextlib.contextmanager
+def running_mirror(root: Path, host: str = "127.0.0.1") -> Iterator[RunningMirror]:
+    """Serve `root` on a free port until the block ends."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="hub-mirror")
+    thread.start()
+    try:
+        start = asyncio.run_coroutine_threadsafe(_start(root, host, 0), loop)
+        mirror, runner, port = start.result()
+        try:
+            yield RunningMirror(mirror, f"http://{host}:{port}", loop)
+        finally:
+            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _start(root: Path, host: str, port: int) -> tuple[Mirror, web.AppRunner, int]:
+    mirror = Mirror(root)
+    runner = web.AppRunner(mirror.application(), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return mirror, runner, runner.addresses[0][1]
+
+
+async def _serve(root: Path, host: str, port: int) -> None:
+    _, _, bound = await _start(root, host, port)
+    print(f"hub: serving {root} on http://{host}:{bound}", flush=True)
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="quire_cluster.hub", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8090, help="0 takes a free one")
+    parser.add_argument("--root", type=Path, default=Path.home() / ".cache" / "quire" / "hub")
+    options = parser.parse_args()
+    if not options.root.is_dir():
+        parser.error(f"--root must be a folder of org/name folders, got {options.root}")
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve(options.root, options.host, options.port))
+
+
+if __name__ == "__main__":
+    main()
