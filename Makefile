@@ -37,6 +37,8 @@ lock: $(UV) ## write requirements/*.txt anew from pyproject.toml
 	done
 	echo 'uv>=0.13.8' | $(UV) pip compile --quiet - --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate -o requirements/bootstrap.txt
+	echo 'hatchling>=1.27' | $(UV) pip compile --quiet - --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate -o requirements/build.txt
 
 # ---- quality ------------------------------------------------------------------------------------
 
