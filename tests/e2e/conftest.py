@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from quire_cluster import kube, serving
-from quire_cluster.faults import AuditLog, Hub
+from quire_cluster.faults import AuditLog, Hub, SmallVolumes
 from quire_cluster.shell import run
 
 ROOT = Path(__file__).parents[2]
@@ -109,3 +109,11 @@ def client(chat: str) -> Iterator[openai.OpenAI]:
 def audit_log() -> AuditLog:
     """What the API server carries out from now on."""
     return AuditLog(Path(os.environ["QUIRE_AUDIT_LOG"]))
+
+
+@pytest.fixture
+def small_volumes(namespace: str) -> Iterator[SmallVolumes]:
+    """Volumes of an enforced size; removed after the test's namespace."""
+    volumes = SmallVolumes()
+    yield volumes
+    volumes.remove()

@@ -90,7 +90,7 @@ def test_a_full_volume_says_so_and_recovers(
     kube.apply(serving.manifest(cache=cache), namespace)
     message = kube.wait_reason(namespace, "chat", "NoSpace", REASON_SECONDS)
     assert "MB" in message or "MiB" in message
-    small_volumes.resize("models", mebibytes=600)
+    small_volumes.resize(namespace, "models", mebibytes=600)
     kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
 
 

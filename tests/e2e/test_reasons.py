@@ -12,13 +12,13 @@ REASON_SECONDS = 60
 
 
 def test_unschedulable_in_the_schedulers_words(namespace: str) -> None:
-    kube.apply(serving.manifest(resources={"gpus": 9, "cpu": "300m", "memory": "3Gi"}), namespace)
+    kube.apply(serving.manifest(resources={"gpus": 9, "memory": "3Gi"}), namespace)
     message = kube.wait_reason(namespace, "chat", "Unschedulable", REASON_SECONDS)
     assert "nvidia.com/gpu" in message
 
 
 def test_a_gpu_pod_without_a_cuda_device_says_so(namespace: str) -> None:
-    kube.apply(serving.manifest(resources={"gpus": 1, "cpu": "300m", "memory": "3Gi"}), namespace)
+    kube.apply(serving.manifest(resources={"gpus": 1, "memory": "3Gi"}), namespace)
     message = kube.wait_reason(namespace, "chat", "CrashLoop", 2 * REASON_SECONDS)
     assert "CUDA" in message
 
@@ -37,7 +37,7 @@ def test_crash_shows_the_engines_last_error(namespace: str) -> None:
 
 
 def test_oom_names_the_limit(namespace: str) -> None:
-    resources = {"gpus": 0, "cpu": "300m", "memory": "300Mi"}
+    resources = {"gpus": 0, "memory": "300Mi"}
     kube.apply(serving.manifest(resources=resources), namespace)
     assert "300Mi" in kube.wait_reason(namespace, "chat", "OOMKilled", 2 * REASON_SECONDS)
 

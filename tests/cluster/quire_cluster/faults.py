@@ -2,12 +2,14 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import yaml
 
 from quire_cluster import kube
 from quire_cluster.shell import run
@@ -119,3 +121,45 @@ def _write(event: kube.Json) -> Write:
         name=f"{target.get('namespace', '')}/{target.get('name', '')}",
         user=event["user"]["username"],
     )
+
+
+class SmallVolumes:
+    """Claims on volumes whose size is enforced; `remove` ends those that were made."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+
+    def create(self, namespace: str, claim: str, mebibytes: int) -> None:
+        """A claim of `namespace`, bound to a volume of this size."""
+        name = f"{namespace}-{claim}"
+        volume = yaml.safe_load(_small_volume(name, str(mebibytes), "--capacity", "1Gi"))
+        self._names.append(name)
+        kube.apply(volume)
+        kube.apply(_claim_of(volume, claim), namespace)
+
+    def resize(self, namespace: str, claim: str, mebibytes: int) -> None:
+        """Another size under the same claim; the files stay."""
+        _small_volume(f"{namespace}-{claim}", str(mebibytes))
+
+    def remove(self) -> None:
+        for name in self._names:
+            kube.kubectl("delete", "persistentvolume", name, "--ignore-not-found", "--wait=false")
+            _small_volume(name, "--remove")
+
+
+def _small_volume(*args: str) -> str:
+    return run([sys.executable, "-m", "quire_cluster", "small-volume", *args])
+
+
+def _claim_of(volume: kube.Json, name: str) -> kube.Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": volume["spec"]["accessModes"],
+            "storageClassName": volume["spec"]["storageClassName"],
+            "volumeName": volume["metadata"]["name"],
+            "resources": {"requests": {"storage": volume["spec"]["capacity"]["storage"]}},
+        },
+    }

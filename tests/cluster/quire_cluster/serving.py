@@ -22,7 +22,7 @@ def manifest(name: str = "chat", **spec: object) -> kube.Json:
         "metadata": {"name": name},
         "spec": {
             "model": {"uri": MODEL},
-            "resources": {"gpus": 0, "cpu": "300m", "memory": "3Gi"},
+            "resources": {"gpus": 0, "memory": "3Gi"},
             "cache": {"size": "1Gi"},
             **spec,
         },
