@@ -48,9 +48,6 @@ class Reason(StrEnum):
     PAUSED = "Paused"
 
 
-BLIND_REASONS = frozenset({Reason.METRICS_MISSING, Reason.METRICS_PARTIAL})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingConfig:
     """What the service's owner asked for. A target of None is not looked at.
@@ -162,13 +159,11 @@ class Decision:
         return self.to_replicas != self.from_replicas
 
     @property
-    def applied_replicas(self) -> int:
-        """What spec.replicas is after this decision: a dry run leaves it alone."""
-        return self.from_replicas if self.dry_run else self.to_replicas
-
-    @property
-    def blind(self) -> bool:
-        return self.reason in BLIND_REASONS
+    def blindness(self) -> Reason | None:
+        """What is wrong with the metrics, whatever was decided on the rest of them."""
+        if self.complete or self.inputs.ready == 0 or self.reason is Reason.PAUSED:
+            return None
+        return Reason.METRICS_MISSING if self.need is None else Reason.METRICS_PARTIAL
 
 
 def decide(config: ScalingConfig, history: History, observation: Observation) -> Decision:
@@ -189,15 +184,18 @@ def decide(config: ScalingConfig, history: History, observation: Observation) ->
     )
 
 
-def remember(config: ScalingConfig, history: History, decision: Decision) -> History:
-    """The history that the next round's `decide` wants."""
+def remember(
+    config: ScalingConfig, history: History, decision: Decision, *, applied: bool
+) -> History:
+    """The history that the next round's `decide` wants. `applied`: spec.replicas was in fact moved
+    (not in a dry run, not where another replica of the operator leads, not when refused)."""
     this = Round(
         time=decision.time,
-        replicas=decision.applied_replicas,
+        replicas=decision.to_replicas if applied else decision.from_replicas,
         ready=decision.inputs.ready,
         need=decision.need,
         complete=decision.complete,
-        changed=decision.changed and not decision.dry_run,
+        changed=decision.changed and applied,
     )
     return history.after(this, config.windows)
 

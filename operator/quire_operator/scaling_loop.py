@@ -1,0 +1,317 @@
+"""One loop for all services: scrape their ready pods, decide, write /scale, report.
+
+Every replica of the operator runs it, so that a new leader knows the load already; only the leader
+writes. Services are started one after another over half of the interval and end on their own: a
+service whose pods hang costs itself its deadline and the others nothing.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Protocol
+
+from quire_operator import scaling_report, scraper
+from quire_operator.api import Scaling
+from quire_operator.errors import ApiError, NotFound, NotLeader
+from quire_operator.metrics import Metrics
+from quire_operator.names import Key
+from quire_operator.scaling import (
+    Decision,
+    Observation,
+    PodLoad,
+    ScalingConfig,
+    Ttft,
+    decide,
+    remember,
+)
+from quire_operator.scaling_histogram import HistogramWindow, merged, quantile
+from quire_operator.scaling_history import History
+from quire_operator.scraper import Missing, PodMetrics
+from quire_operator.world import PodEndpoint, ScalingReport, Snapshot
+
+logger = logging.getLogger(__name__)
+
+TTFT_QUANTILE = 0.95
+TTFT_WINDOW_ROUNDS = 12  # 60 s at the default interval: a p95 of fewer requests is an anecdote
+GAP_ROUNDS = 3
+BLIND_ROUNDS = 2  # one lost scrape is noise, the second in a row is reported
+WRITE_SHOWS_ROUNDS = 3  # within which the watch brings our own write back
+SLICE = 16  # services started at a time
+
+
+class Fleet(Protocol):
+    """All services (`world.World`)."""
+
+    def keys(self) -> Sequence[Key]: ...
+    def snapshot(self, key: Key) -> Snapshot | None: ...
+    def record_scaling(self, key: Key, report: ScalingReport) -> None: ...
+
+
+class Leader(Protocol):
+    @property
+    def is_leader(self) -> bool: ...
+
+
+Scrape = Callable[[str], Awaitable[PodMetrics | Missing]]
+WriteScale = Callable[[Key, int], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _State:
+    """What the loop keeps of one service."""
+
+    history: History = field(default_factory=History)
+    ttft: dict[str, HistogramWindow] = field(default_factory=dict)  # by pod name
+    blind_rounds: int = 0
+    written: tuple[int, int, float] | None = None  # our last write: from, to, believed until
+    dry_run_to: int | None = None  # the last dry decision that was recorded
+
+
+class ScalingLoop:
+    """`run_round` does every service once; `run` repeats it. Raises nothing: a service's failure is
+    logged and its next round is a new try."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        write_scale: WriteScale,
+        leader: Leader,
+        scrape: Scrape,
+        metrics: Metrics,
+        interval_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._fleet = fleet
+        self._write_scale = write_scale
+        self._leader = leader
+        self._scrape = scrape
+        self._metrics = metrics
+        self._interval = interval_seconds
+        self._clock = clock
+        self._sleep = sleep
+        self._wall_clock = wall_clock
+        self._states: dict[Key, _State] = {}
+
+    async def run(self) -> None:
+        """Rounds at a fixed pace until cancelled; a round that took longer is followed at once."""
+        while True:
+            started = self._clock()
+            await self.run_round()
+            took = self._clock() - started
+            self._metrics.round_took(took)
+            await self._sleep(max(0.0, self._interval - took))
+
+    async def run_round(self) -> None:
+        keys = list(self._fleet.keys())
+        self._forget_all_but(set(keys))
+        num_slices = -(-len(keys) // SLICE)
+        async with asyncio.TaskGroup() as tasks:
+            for index in range(num_slices):
+                if index:  # spread out, so that answers do not queue behind each other's parsing
+                    await self._sleep(self._interval / 2 / num_slices)
+                for key in keys[index * SLICE : (index + 1) * SLICE]:
+                    tasks.create_task(self._guarded(key))
+
+    async def _guarded(self, key: Key) -> None:
+        try:
+            await self._serve(key)
+        except Exception:  # the wall between services: one's defect must not stop the others
+            logger.exception("[%s] scaling failed in this round", key)
+
+    def _forget_all_but(self, keys: set[Key]) -> None:
+        for key in self._states.keys() - keys:
+            del self._states[key]
+            self._metrics.forget(*key)
+
+    async def _serve(self, key: Key) -> None:
+        view = self._fleet.snapshot(key)
+        if view is None or view.deleting:
+            return
+        self._metrics.replicas(*key, desired=view.replicas, ready=len(view.ready_pods))
+        state = self._states.setdefault(key, _State())
+        if view.spec.scaling.mode != "builtin":
+            self._states[key] = _State()  # another's history is not ours to conclude from
+            return
+        config = self.config(view.spec.scaling)
+        answers = await self._ask(view.ready_pods)
+        observation = self._observe(view, state, answers)
+        decision = decide(config, state.history, observation)
+        applied, refusal = await self._follow(key, decision, state)
+        state.history = remember(config, state.history, decision, applied=applied)
+        self._count(key, decision, answers)
+        self._tell(
+            key, config, decision, state, _missing(view.ready_pods, answers), applied, refusal
+        )
+
+    def config(self, scaling: Scaling) -> ScalingConfig:
+        """The owner's wishes, with the periods that follow from the loop's own interval."""
+        targets = scaling.targets
+        return ScalingConfig(
+            min_replicas=scaling.min_replicas,
+            max_replicas=scaling.max_replicas,
+            queue_depth=targets.queue_depth,
+            ttft_seconds=targets.ttft_seconds,
+            kv_cache_utilization=targets.kv_cache_utilization,
+            up_window_seconds=scaling.up_seconds,
+            down_window_seconds=scaling.down_seconds,
+            down_step_seconds=min(60.0, scaling.down_seconds),
+            settle_seconds=TTFT_WINDOW_ROUNDS * self._interval,
+            gap_seconds=GAP_ROUNDS * self._interval,
+            dry_run=scaling.dry_run,
+        )
+
+    async def _ask(self, pods: Sequence[PodEndpoint]) -> list[PodMetrics | Missing]:
+        urls = [scraper.metrics_url(pod.ip, pod.port) for pod in pods]
+        return list(await asyncio.gather(*(self._scrape(url) for url in urls)))
+
+    def _observe(
+        self, view: Snapshot, state: _State, answers: list[PodMetrics | Missing]
+    ) -> Observation:
+        now = self._clock()
+        loads = tuple(answer.load for answer in answers if isinstance(answer, PodMetrics))
+        return Observation(
+            now=now,
+            replicas=_replicas(view, state, now),
+            ready=len(view.ready_pods),
+            pending=view.pending,
+            unschedulable=view.unschedulable,
+            loads=loads,
+            ttft=self._ttft(view, state, answers, loads, now),
+        )
+
+    def _ttft(
+        self,
+        view: Snapshot,
+        state: _State,
+        answers: list[PodMetrics | Missing],
+        loads: tuple[PodLoad, ...],
+        now: float,
+    ) -> Ttft | None:
+        """p95 over the window; None when a pod that answered has no histogram, or when requests
+        wait and none of them got a token in all that time."""
+        windows: dict[str, HistogramWindow] = {}
+        histograms = []
+        for pod, answer in zip(view.ready_pods, answers, strict=True):
+            fresh = HistogramWindow(TTFT_WINDOW_ROUNDS * self._interval)
+            window = windows[pod.name] = state.ttft.get(pod.name, fresh)
+            if isinstance(answer, PodMetrics):
+                if answer.ttft is not None:
+                    window.add(now, answer.ttft)
+                histograms.append(None if answer.ttft is None else window.recent())
+        state.ttft = windows
+        known = [histogram for histogram in histograms if histogram is not None]
+        total = merged(known)
+        if total is None or len(known) < len(histograms):
+            return None
+        p95 = quantile(TTFT_QUANTILE, total)
+        if p95 is not None:
+            return Ttft(p95, total.total)
+        return None if any(load.waiting for load in loads) else Ttft(0.0, 0)
+
+    async def _follow(self, key: Key, decision: Decision, state: _State) -> tuple[bool, str | None]:
+        """(replicas were moved, why not if the API server refused)."""
+        if not decision.changed or decision.dry_run or not self._leader.is_leader:
+            return False, None
+        try:
+            async with asyncio.timeout(max(5.0, self._interval)):
+                await self._write_scale(key, decision.to_replicas)
+        except (NotLeader, NotFound):
+            return False, None  # another leads, or the service has just been deleted
+        except TimeoutError:
+            return False, "the API server did not answer in time"
+        except ApiError as error:
+            logger.warning("[%s] cannot write /scale: %s", key, error)
+            return False, error.message
+        until = self._clock() + WRITE_SHOWS_ROUNDS * self._interval
+        state.written = (decision.from_replicas, decision.to_replicas, until)
+        return True, None
+
+    def _count(self, key: Key, decision: Decision, answers: list[PodMetrics | Missing]) -> None:
+        num_missing = sum(isinstance(answer, Missing) for answer in answers)
+        self._metrics.scraped(len(answers) - num_missing, num_missing)
+        if decision.complete:
+            self._metrics.complete(*key)
+
+    def _tell(
+        self,
+        key: Key,
+        config: ScalingConfig,
+        decision: Decision,
+        state: _State,
+        missing: tuple[str, ...],
+        applied: bool,
+        refusal: str | None,
+    ) -> None:
+        state.blind_rounds = state.blind_rounds + 1 if decision.blindness else 0
+        if refusal is not None:
+            self._fleet.record_scaling(key, scaling_report.refused(decision, refusal))
+            return
+        if 0 < state.blind_rounds < BLIND_ROUNDS:
+            return
+        recorded = None
+        if applied or _is_new_dry_decision(decision, state):
+            recorded = self._wall_clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+            direction = "up" if decision.to_replicas > decision.from_replicas else "down"
+            self._metrics.decided(*key, direction, decision.reason, decision.dry_run)
+            logger.info(
+                "[%s] scaling from=%d to=%d reason=%s",
+                key,
+                decision.from_replicas,
+                decision.to_replicas,
+                scaling_report.sentence(config, decision),
+            )
+        self._fleet.record_scaling(key, scaling_report.report(config, decision, missing, recorded))
+
+
+def _replicas(view: Snapshot, state: _State, now: float) -> int:
+    """spec.replicas; our own write counts until the watch has brought it, or another's over it."""
+    if state.written is not None:
+        before, after, until = state.written
+        if view.replicas == before and now < until:
+            return after
+        state.written = None
+    return view.replicas
+
+
+def _is_new_dry_decision(decision: Decision, state: _State) -> bool:
+    if not decision.dry_run:
+        state.dry_run_to = None
+        return False
+    is_new = decision.changed and decision.to_replicas != state.dry_run_to
+    state.dry_run_to = decision.to_replicas if decision.changed else state.dry_run_to
+    return is_new
+
+
+def _missing(
+    pods: Sequence[PodEndpoint], answers: Sequence[PodMetrics | Missing]
+) -> tuple[str, ...]:
+    return tuple(
+        f"pod {pod.name} {answer.why}"
+        for pod, answer in zip(pods, answers, strict=True)
+        if isinstance(answer, Missing)
+    )
+
+
+async def run(
+    fleet: Fleet,
+    write_scale: WriteScale,
+    leader: Leader,
+    metrics: Metrics,
+    interval_seconds: float,
+) -> None:
+    """Scales until cancelled."""
+    deadline = max(
+        1.0, 0.6 * interval_seconds
+    )  # a pod whose cores all compute still answers in 1 s
+    async with scraper.make_session() as session:
+
+        async def scrape(url: str) -> PodMetrics | Missing:
+            return await scraper.scrape(session, url, deadline)
+
+        loop = ScalingLoop(fleet, write_scale, leader, scrape, metrics, interval_seconds)
+        await loop.run()
