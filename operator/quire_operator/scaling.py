@@ -320,7 +320,7 @@ def _inputs(config: ScalingConfig, seen: Observation) -> Inputs:
 
 def _need(config: ScalingConfig, seen: Observation, inputs: Inputs) -> int | None:
     """The fewest replicas on which today's load stays inside every known target, at least 1."""
-    if not inputs.known or seen.ready == 0:
+    if not inputs.known or not seen.loads or seen.ready == 0:
         return None
     by_ratio = _ceil(seen.ready * inputs.worst[1])
     return max(1, by_ratio, _need_for_slots(config, seen, inputs))

@@ -1,0 +1,490 @@
+"""`decide`: its rules in tables, its promises over random load and faults in virtual time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from math import ceil
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire_operator.scaling import (
+    Decision,
+    Observation,
+    PodLoad,
+    Reason,
+    ScalingConfig,
+    Ttft,
+    decide,
+    remember,
+)
+from quire_operator.scaling_history import History
+
+INTERVAL = 5.0
+QUEUE_ONLY = ScalingConfig(max_replicas=16, kv_cache_utilization=None)
+ALL_TARGETS = ScalingConfig(max_replicas=16, ttft_seconds=1.0)
+
+
+def loads(ready: int, waiting: float = 0, running: float = 0, kv: float = 0) -> tuple[PodLoad, ...]:
+    """`ready` pods that share `waiting` and `running` evenly, each with `kv` of its cache used."""
+    return (PodLoad(waiting / ready, running / ready, kv),) * ready
+
+
+def seen(replicas: int, **changes: object) -> Observation:
+    """A service all of whose pods are ready and idle, unless told otherwise."""
+    base = Observation(
+        now=10_000.0, replicas=replicas, ready=replicas, loads=loads(replicas) if replicas else ()
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def quiet_history(config: ScalingConfig, replicas: int, until: float = 10_000.0) -> History:
+    """What a window of complete metrics without load leaves behind."""
+    history = History()
+    now = until - config.down_window_seconds - INTERVAL
+    while now < until:
+        observation = seen(replicas, now=now, ttft=Ttft(0.0, 0))
+        history = remember(config, history, decide(config, History(), observation), applied=False)
+        now += INTERVAL
+    return history
+
+
+# ---- up -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replicas", "changes", "to", "reason"),
+    [
+        (1, {"loads": loads(1, waiting=4)}, 1, Reason.INSIDE_TARGETS),
+        (1, {"loads": loads(1, waiting=5)}, 2, Reason.QUEUE_DEPTH),
+        (1, {"loads": loads(1, waiting=100)}, 2, Reason.QUEUE_DEPTH),
+        (4, {"loads": loads(4, waiting=28)}, 7, Reason.QUEUE_DEPTH),
+        (4, {"loads": loads(4, waiting=1000)}, 8, Reason.QUEUE_DEPTH),
+        (10, {"loads": loads(10, waiting=43)}, 10, Reason.INSIDE_TARGETS),  # within tolerance
+        (10, {"loads": loads(10, waiting=1000)}, 16, Reason.QUEUE_DEPTH),
+        (16, {"loads": loads(16, waiting=1000)}, 16, Reason.AT_MAXIMUM),
+        (2, {"ttft": Ttft(2.0, 50)}, 4, Reason.TTFT),
+        (2, {"ttft": Ttft(1.2, 50)}, 3, Reason.TTFT),
+        (2, {"ttft": Ttft(1.05, 50)}, 2, Reason.INSIDE_TARGETS),
+        (2, {"loads": loads(2, kv=1.0)}, 3, Reason.KV_CACHE),
+        # the largest ratio decides, and gives its name
+        (4, {"loads": loads(4, waiting=20, kv=1.0), "ttft": Ttft(1.6, 9)}, 7, Reason.TTFT),
+        (4, {"loads": loads(4, waiting=32, kv=1.0), "ttft": Ttft(1.6, 9)}, 8, Reason.QUEUE_DEPTH),
+    ],
+)
+def test_the_target_exceeded_most_decides(
+    replicas: int, changes: dict[str, object], to: int, reason: Reason
+) -> None:
+    observation = seen(replicas, **{"ttft": Ttft(0.0, 0), **changes})
+    decision = decide(ALL_TARGETS, History(), observation)
+    assert (decision.to_replicas, decision.reason) == (to, reason)
+
+
+@pytest.mark.parametrize(
+    ("ready", "pending", "unschedulable", "to", "reason"),
+    [
+        (2, 2, 0, 4, Reason.PODS_PENDING),  # what is on its way is all that may be asked for
+        (3, 1, 0, 6, Reason.QUEUE_DEPTH),
+        (2, 1, 1, 4, Reason.PODS_UNSCHEDULABLE),
+        (1, 0, 3, 4, Reason.PODS_UNSCHEDULABLE),
+        (3, 0, 1, 6, Reason.QUEUE_DEPTH),
+        (0, 4, 0, 4, Reason.NO_READY_PODS),
+    ],
+)
+def test_pods_on_their_way_are_waited_for(
+    ready: int, pending: int, unschedulable: int, to: int, reason: Reason
+) -> None:
+    observation = seen(
+        4,
+        ready=ready,
+        pending=pending,
+        unschedulable=unschedulable,
+        loads=loads(ready, waiting=1000) if ready else (),
+    )
+    decision = decide(QUEUE_ONLY, History(), observation)
+    assert (decision.to_replicas, decision.reason) == (to, reason)
+
+
+def test_a_rollouts_surge_pods_are_on_their_way_too() -> None:
+    observation = seen(2, ready=2, pending=1, loads=loads(2, waiting=12))
+    assert decide(QUEUE_ONLY, History(), observation).to_replicas == 2
+
+
+def test_a_silent_pod_counts_as_idle_on_the_way_up() -> None:
+    one_of_two = (PodLoad(20.0, 8.0, 0.5),)
+    decision = decide(QUEUE_ONLY, History(), seen(2, loads=one_of_two))
+    assert decision.to_replicas == 4
+    assert decision.blindness is Reason.METRICS_PARTIAL
+    half_full = (PodLoad(6.0, 8.0, 0.5),)
+    assert decide(QUEUE_ONLY, History(), seen(2, loads=half_full)).to_replicas == 2
+
+
+def test_ttft_waits_until_it_speaks_of_the_new_pods() -> None:
+    config = ScalingConfig(max_replicas=16, ttft_seconds=1.0, settle_seconds=60)
+    slow = Ttft(5.0, 100)
+    history = History()
+    for now, ready in ((0.0, 1), (5.0, 2)):
+        observation = seen(2, now=now, ready=ready, pending=2 - ready, ttft=slow)
+        observation = replace(observation, loads=loads(ready))
+        decision = decide(config, history, observation)
+        history = remember(config, history, decision, applied=False)
+    assert decide(config, history, seen(2, now=64.0, ttft=slow)).reason is Reason.STABILIZING
+    assert decide(config, history, seen(2, now=65.0, ttft=slow)).to_replicas == 4
+
+
+def test_the_up_window_takes_the_least_that_was_asked_for_throughout() -> None:
+    config = replace(QUEUE_ONLY, up_window_seconds=20.0)
+    history = History()
+    taken = []
+    for index, waiting in enumerate((100, 24, 100, 100, 100)):
+        observation = seen(4, now=index * INTERVAL, loads=loads(4, waiting=waiting))
+        decision = decide(config, history, observation)
+        history = remember(config, history, decision, applied=False)
+        taken.append(decision.to_replicas)
+    assert taken == [4, 4, 4, 4, 6]
+
+
+# ---- down ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replicas", "changes", "to", "reason"),
+    [
+        (4, {}, 3, Reason.LOAD_FITS_FEWER),
+        (1, {}, 1, Reason.INSIDE_TARGETS),
+        # N/(N-1): 13 waiting on 4 pods is inside the target of 4 a pod, on 3 pods it is not
+        (4, {"loads": loads(4, waiting=13)}, 4, Reason.INSIDE_TARGETS),
+        (4, {"loads": loads(4, waiting=12)}, 3, Reason.LOAD_FITS_FEWER),
+        (2, {"loads": loads(2, kv=0.5)}, 2, Reason.INSIDE_TARGETS),
+        (2, {"loads": loads(2, kv=0.4)}, 1, Reason.LOAD_FITS_FEWER),
+        (2, {"ttft": Ttft(0.6, 9)}, 2, Reason.INSIDE_TARGETS),
+        (2, {"ttft": Ttft(0.4, 9)}, 1, Reason.LOAD_FITS_FEWER),
+        # an unschedulable or starting pod goes first and takes no capacity with it
+        (4, {"ready": 2, "unschedulable": 2, "loads": loads(2, waiting=8)}, 3, "LoadFitsFewer"),
+        (4, {"ready": 2, "pending": 2, "loads": loads(2, waiting=8)}, 3, "LoadFitsFewer"),
+        (4, {"ready": 2, "unschedulable": 2, "loads": loads(2, waiting=8.5)}, 4, "InsideTargets"),
+    ],
+)
+def test_one_replica_less_only_if_the_others_can_carry_it(
+    replicas: int, changes: dict[str, object], to: int, reason: str
+) -> None:
+    history = quiet_history(ALL_TARGETS, replicas)
+    observation = seen(replicas, **{"ttft": Ttft(0.0, 0), **changes})
+    decision = decide(ALL_TARGETS, history, observation)
+    assert (decision.to_replicas, decision.reason) == (to, reason)
+
+
+def test_requests_that_run_on_full_pods_are_somebodys_queue_afterwards() -> None:
+    config = QUEUE_ONLY
+    history = quiet_history(config, 2)
+    full = (PodLoad(0.0, 8.0, 0.1, slots=8),) * 2
+    assert decide(config, history, seen(2, loads=full)).to_replicas == 2
+    half_full = (PodLoad(0.0, 5.0, 0.1, slots=8),) * 2  # 10 on one pod: 8 run, 2 wait
+    assert decide(config, history, seen(2, loads=half_full)).to_replicas == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"loads": ()}, Reason.METRICS_MISSING),
+        ({"loads": loads(3)}, Reason.METRICS_PARTIAL),
+        ({"loads": (PodLoad(None, 0.0, 0.0),) * 4}, Reason.METRICS_PARTIAL),
+        ({"loads": (*loads(3), PodLoad(0.0, 0.0, None))}, Reason.METRICS_PARTIAL),
+        ({"ttft": None}, Reason.METRICS_PARTIAL),
+        ({"ready": 0, "pending": 4, "loads": ()}, Reason.NO_READY_PODS),
+    ],
+)
+def test_never_down_on_missing_data(changes: dict[str, object], reason: Reason) -> None:
+    history = quiet_history(ALL_TARGETS, 4)
+    observation = seen(4, **{"ttft": Ttft(0.0, 0), **changes})
+    decision = decide(ALL_TARGETS, history, observation)
+    assert (decision.to_replicas, decision.reason) == (4, reason)
+
+
+def test_a_fresh_scrape_without_traffic_is_zero_and_not_missing() -> None:
+    history = quiet_history(ALL_TARGETS, 4)
+    decision = decide(ALL_TARGETS, history, seen(4, ttft=Ttft(0.0, 0)))
+    assert decision.complete
+    assert decision.inputs.ratios[Reason.TTFT] == 0.0
+    assert decision.to_replicas == 3
+
+
+def test_the_down_window_starts_with_the_operator() -> None:
+    changes = list(rounds(QUEUE_ONLY, lambda now: seen(4, now=now), until=299))
+    assert not any(decision.changed for decision in changes)
+    assert {decision.reason for decision in changes} == {Reason.STABILIZING}
+
+
+def test_a_gap_in_the_metrics_starts_the_down_window_anew() -> None:
+    def dark_around(silent: range) -> float:
+        for decision in rounds(
+            QUEUE_ONLY,
+            lambda now: seen(4, now=now, loads=() if now in silent else loads(4)),
+            until=2000,
+        ):
+            if decision.changed:
+                return decision.time
+        raise AssertionError("never scaled down")
+
+    assert dark_around(range(0)) == 300
+    assert dark_around(range(200, 206)) == 300  # two lost scrapes are no gap
+    assert dark_around(range(200, 216)) == 520  # the metrics came back at 220
+
+
+def test_steps_down_keep_their_distance() -> None:
+    replicas = 4
+    times = []
+    history = History()
+    for tick in range(200):
+        decision = decide(QUEUE_ONLY, history, seen(replicas, now=tick * INTERVAL))
+        history = remember(QUEUE_ONLY, history, decision, applied=True)
+        if decision.changed:
+            times.append(decision.time)
+        replicas = decision.to_replicas
+    assert replicas == 1
+    assert times == [300, 360, 420]
+
+
+def test_replicas_set_by_another_hand_hold_for_a_window() -> None:
+    history = quiet_history(QUEUE_ONLY, 1)
+    times = []
+    replicas = 3
+    for tick in range(100):
+        decision = decide(QUEUE_ONLY, history, seen(replicas, now=10_000 + tick * INTERVAL))
+        history = remember(QUEUE_ONLY, history, decision, applied=True)
+        if decision.changed:
+            times.append(decision.time)
+        replicas = decision.to_replicas
+    assert times == [10_300, 10_360]
+
+
+# ---- the user's word ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replicas", "to", "reason"),
+    [
+        (1, 6, Reason.BELOW_MINIMUM),
+        (20, 8, Reason.ABOVE_MAXIMUM),
+        (0, 0, Reason.PAUSED),
+    ],
+)
+def test_min_max_and_zero_hold_at_once_and_without_metrics(
+    replicas: int, to: int, reason: Reason
+) -> None:
+    config = ScalingConfig(min_replicas=6, max_replicas=8)
+    decision = decide(config, History(), seen(replicas, ready=0, loads=()))
+    assert (decision.to_replicas, decision.reason) == (to, reason)
+
+
+def test_a_dry_run_decides_the_same_and_remembers_no_change() -> None:
+    config = replace(QUEUE_ONLY, dry_run=True)
+    observation = seen(1, loads=loads(1, waiting=100))
+    decision = decide(config, History(), observation)
+    assert (decision.to_replicas, decision.dry_run) == (2, True)
+    history = remember(config, History(), decision, applied=False)
+    assert history.replicas == 1
+    assert history.changed_last is None
+
+
+# ---- promises, over random histories ------------------------------------------------------------
+
+
+def rounds(config: ScalingConfig, world: object, until: int) -> Iterator[Decision]:
+    """Decisions of one operator that never writes, every INTERVAL seconds."""
+    history = History()
+    for now in range(0, until + 1, int(INTERVAL)):
+        decision = decide(config, history, world(now))  # type: ignore[operator]
+        history = remember(config, history, decision, applied=False)
+        yield decision
+
+
+@dataclass
+class FakeService:
+    """Pods that take time to start, may find no node, and share a queue that they work off."""
+
+    slots: int = 4
+    rounds_to_start: int = 3
+    room: int = 64  # pods that nodes take
+    replicas: int = 1
+    waiting: int = 0
+    running: int = 0
+    starting: list[int] = field(default_factory=list)  # rounds left
+    ready: int = 1
+
+    def step(self, arrivals: int, done: float) -> None:
+        """One round: `arrivals` requests come, the part `done` of the running ones ends."""
+        self.running -= ceil(self.running * done)
+        self.waiting += arrivals
+        self._pods()
+        moved = min(self.waiting, max(0, self.ready * self.slots - self.running))
+        self.waiting -= moved
+        self.running += moved
+
+    def _pods(self) -> None:
+        self.starting = [left - 1 for left in self.starting]
+        self.ready += sum(left <= 0 for left in self.starting)
+        self.starting = [left for left in self.starting if left > 0]
+        while self.ready + len(self.starting) > self.replicas:
+            if self.starting:
+                self.starting.pop()
+            else:
+                self.ready -= 1
+        while self.ready + len(self.starting) < min(self.replicas, self.room):
+            self.starting.append(self.rounds_to_start)
+
+    def observe(self, now: float, silent: int, ttft: Ttft | None) -> Observation:
+        """`silent`: how many of the ready pods give no metrics."""
+        answering = max(0, self.ready - silent)
+        load = PodLoad(
+            self.waiting / max(1, self.ready),
+            self.running / max(1, self.ready),
+            min(1.0, self.running / max(1, self.ready * self.slots)),
+            self.slots,
+        )
+        return Observation(
+            now=now,
+            replicas=self.replicas,
+            ready=self.ready,
+            pending=len(self.starting),
+            unschedulable=self.replicas - self.ready - len(self.starting),
+            loads=(load,) * answering,
+            ttft=ttft,
+        )
+
+
+@dataclass(frozen=True)
+class Tick:
+    arrivals: int
+    done: float
+    silent: int
+    ttft: float | None
+
+
+TICKS = st.lists(
+    st.builds(
+        Tick,
+        arrivals=st.one_of(st.just(0), st.integers(0, 5), st.integers(0, 200)),
+        done=st.floats(0, 1),
+        silent=st.sampled_from([0, 0, 0, 0, 1, 2, 64]),
+        ttft=st.one_of(st.just(0.0), st.none(), st.floats(0, 10)),
+    ),
+    min_size=1,
+    max_size=12,
+)
+CONFIGS = st.builds(
+    lambda low, extra, queue, ttft, kv, up, down: ScalingConfig(
+        min_replicas=low,
+        max_replicas=low + extra,
+        queue_depth=queue,
+        ttft_seconds=ttft,
+        kv_cache_utilization=kv,
+        up_window_seconds=up,
+        down_window_seconds=down,
+        down_step_seconds=min(60.0, down),
+    ),
+    low=st.integers(1, 3),
+    extra=st.integers(0, 20),
+    queue=st.integers(1, 10),
+    ttft=st.one_of(st.none(), st.floats(0.1, 5)),
+    kv=st.one_of(st.none(), st.floats(0.3, 1)),
+    up=st.sampled_from([0.0, 0.0, 15.0, 60.0]),
+    down=st.sampled_from([0.0, 30.0, 60.0, 300.0]),
+)
+
+
+def lived(
+    config: ScalingConfig, service: FakeService, ticks: list[Tick], repeat: int
+) -> Iterator[tuple[Observation, Decision]]:
+    """Each tick is held for `repeat` rounds, so that windows fill and loads settle."""
+    service.replicas = service.ready = config.min_replicas
+    history = History()
+    now = 0.0
+    for tick in ticks:
+        for _ in range(repeat):
+            now += INTERVAL
+            service.step(tick.arrivals, tick.done)
+            ttft = None if tick.ttft is None else Ttft(tick.ttft, 1)
+            observation = service.observe(now, tick.silent, ttft)
+            decision = decide(config, history, observation)
+            history = remember(config, history, decision, applied=True)
+            service.replicas = decision.to_replicas
+            yield observation, decision
+
+
+SERVICES = st.builds(
+    FakeService,
+    slots=st.integers(1, 16),
+    rounds_to_start=st.integers(0, 40),
+    room=st.integers(1, 64),
+)
+HISTORIES = given(config=CONFIGS, service=SERVICES, ticks=TICKS, repeat=st.integers(1, 25))
+
+
+@HISTORIES
+@settings(max_examples=300, deadline=None)
+def test_what_no_load_and_no_fault_may_do(
+    config: ScalingConfig, service: FakeService, ticks: list[Tick], repeat: int
+) -> None:
+    moves: list[tuple[float, int]] = []
+    for observation, decision in lived(config, service, ticks, repeat):
+        before, after = decision.from_replicas, decision.to_replicas
+        assert config.min_replicas <= after <= config.max_replicas
+        if after > before:
+            assert after <= 2 * min(before, observation.ready)
+            assert after > observation.ready + observation.pending
+            assert decision.need is not None
+            assert after <= decision.need
+            moves.append((decision.time, 1))
+        elif after < before:
+            assert after == before - 1
+            assert len(observation.loads) == observation.ready > 0
+            assert config.ttft_seconds is None or observation.ttft is not None
+            carried_by = min(after, observation.ready)
+            for ratio in decision.inputs.known.values():
+                assert ratio * observation.ready <= carried_by + 1e-6
+            moves.append((decision.time, -1))
+    for start, _ in moves:
+        window = [way for at, way in moves if start <= at <= start + config.down_window_seconds]
+        assert sum(a != b for a, b in pairwise(window)) <= 1
+
+
+@given(
+    start=st.integers(1, 8),
+    factor=st.integers(2, 8),
+    slots=st.integers(1, 32),
+    rounds_to_start=st.integers(0, 60),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_step_load_is_met_within_three_steps(
+    start: int, factor: int, slots: int, rounds_to_start: int
+) -> None:
+    """A load that stays: `target` replicas hold it with exactly queueDepth waiting on each."""
+    target = start * factor
+    config = ScalingConfig(min_replicas=start, max_replicas=100, kv_cache_utilization=None)
+    service = FakeService(slots=slots, rounds_to_start=rounds_to_start, replicas=start, ready=start)
+    service.waiting = target * (slots + 4)
+    history = History()
+    steps = 0
+    for tick in range(4 * (rounds_to_start + 2)):
+        service.step(arrivals=0, done=0.0)
+        decision = decide(config, history, service.observe(tick * INTERVAL, 0, None))
+        history = remember(config, history, decision, applied=True)
+        service.replicas = decision.to_replicas
+        steps += decision.changed and service.ready < target
+    assert service.ready >= target
+    assert steps <= 3
+    assert service.waiting <= 4 * service.ready
+
+
+def test_a_service_goes_all_the_way_up_and_down_again() -> None:
+    config = ScalingConfig(max_replicas=8, kv_cache_utilization=None)
+    service = FakeService(slots=4)
+    ticks = [Tick(40, 0.3, 0, 0.0)] * 2 + [Tick(0, 1.0, 0, 0.0)] * 40
+    sizes = [decision.to_replicas for _, decision in lived(config, service, ticks, repeat=20)]
+    assert max(sizes) == 8
+    assert sizes[-1] == 1
+    top = sizes.index(8)
+    assert sizes[:top] == sorted(sizes[:top])
+    assert sizes[top:] == sorted(sizes[top:], reverse=True)
