@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quire_cluster import network, node
 from quire_cluster.console import say, timed
-from quire_cluster.images import content_tag, record
+from quire_cluster.images import content_tag, record, stage
 from quire_cluster.layout import Layout
 from quire_cluster.provider import Image
 from quire_cluster.shell import run, run_logged, succeeds
@@ -53,14 +53,16 @@ class BuildahPublisher:
 
     def _build(self, image: Image, reference: str) -> None:
         arguments = {"BASE_IMAGE": _BASE_IMAGE, "UV_CACHE_DIR": _UV_CACHE, **image.build_arguments}
+        context = self._layout.cache / "build-context" / image.name
+        stage(self._repo, image.inputs, context)
         run_logged(
             [
                 *self._buildah("bud"),
                 *("--layers", "--isolation", "chroot", "--network", "host", "--pull-never"),
                 *(f"--build-arg={name}={value}" for name, value in arguments.items()),
                 *(f"--volume={volume}" for volume in self._volumes()),
-                *("--file", str(self._repo / image.dockerfile), "--tag", reference),
-                str(self._repo),
+                *("--file", str(context / image.dockerfile), "--tag", reference),
+                str(context),
             ],
             self._layout.cache / "logs" / f"build-{image.name}.log",
         )

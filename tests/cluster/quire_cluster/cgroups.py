@@ -78,5 +78,5 @@ def _kill(pid: int) -> None:
 def _remove(folder: Path) -> None:
     try:
         folder.rmdir()
-    except OSError:  # a process that could not be ended keeps its group; the next `down` tries again
+    except OSError:  # a process that could not be ended keeps its group until the next `down`
         return

@@ -11,6 +11,7 @@ from quire_cluster.network import (
     NODE_ADDRESS,
     NODE_NAME,
     POD_CIDR,
+    REGISTRY,
     SERVICE_CIDR,
 )
 from quire_cluster.processes import ProcessSpec
@@ -38,7 +39,7 @@ class Programs:
         """Every configuration file with its text."""
         layout, folder = self._layout, self._layout.configs
         cni_bin = self._binaries.folder(CNI_TOOL)
-        registry_folder = folder / "registries" / configs.REGISTRY
+        registry_folder = folder / "registries" / REGISTRY
         return {
             folder / "containerd.toml": configs.containerd(layout, cni_bin),
             folder / "registry.yaml": configs.registry(layout),

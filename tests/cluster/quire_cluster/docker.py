@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from quire_cluster.console import timed
-from quire_cluster.images import content_tag
+from quire_cluster.images import content_tag, stage
 from quire_cluster.provider import Image
 from quire_cluster.shell import run_logged, succeeds
 
@@ -17,11 +17,13 @@ def build(repo: Path, cache: Path, image: Image, registry: str) -> str:
     reference = f"{registry}/{image.name}:{content_tag(repo, image.inputs)}"
     if not succeeds(["docker", "image", "inspect", reference]):
         with timed(f"building {reference} (minutes the first time)"):
+            context = cache / "build-context" / image.name
+            stage(repo, image.inputs, context)
             run_logged(
                 [
-                    *("docker", "build", "--file", str(repo / image.dockerfile)),
+                    *("docker", "build", "--file", str(context / image.dockerfile)),
                     *(f"--build-arg={key}={value}" for key, value in image.build_arguments.items()),
-                    *("--tag", reference, str(repo)),
+                    *("--tag", reference, str(context)),
                 ],
                 cache / "logs" / f"build-{image.name}.log",
             )

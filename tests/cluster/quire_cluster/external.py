@@ -59,7 +59,7 @@ class ExternalCluster:
                 "QUIRE_REGISTRY to one that you may push to (host[:port]/path)"
             )
         if not docker.docker_answers():
-            raise PrerequisiteError("images for a given cluster are built by Docker; start its engine")
+            raise PrerequisiteError("images for a given cluster need a Docker engine; start it")
         reference = docker.build(self._settings.repo, self._layout.cache, image, registry)
         with timed(f"pushing {reference}"):
             run(["docker", "push", reference])

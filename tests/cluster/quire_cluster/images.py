@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from quire_cluster.errors import ClusterError
 from quire_cluster.layout import Layout
 from quire_cluster.provider import Image
 
-_COMMON = (".dockerignore", "LICENSE", "pyproject.toml", "requirements/bootstrap.txt")
+_COMMON = (
+    "LICENSE",
+    "pyproject.toml",
+    "requirements/bootstrap.txt",
+    "requirements/build.txt",
+)
 ENGINE = Image(
     name="quire-engine",
     dockerfile="Dockerfile.engine",
@@ -33,7 +39,8 @@ OPERATOR = Image(
         "operator",
     ),
 )
-IMAGES = (ENGINE, OPERATOR)
+IMAGES = (OPERATOR, ENGINE)
+_TIME_STAMP = 1_700_000_000
 
 # Made from the sources, or beside them: no input of a build (.dockerignore says the same).
 _IGNORED_FOLDERS = frozenset({"__pycache__", "build", ".mypy_cache", ".ruff_cache"})
@@ -53,6 +60,18 @@ def content_tag(root: Path, inputs: Iterable[str], salt: str = "") -> str:
         digest.update(f"{path.relative_to(root)}\0{executable}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()[:12]
+
+
+def stage(root: Path, inputs: Iterable[str], folder: Path) -> None:
+    """Copy the inputs, and nothing else, to `folder`, all with one time stamp: builders tell layers
+    apart by it, and a fresh clone has the same layers as the old one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for path in _files(root, inputs):
+        copy = folder / path.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (_TIME_STAMP, _TIME_STAMP))
 
 
 def _files(root: Path, inputs: Iterable[str]) -> Iterator[Path]:

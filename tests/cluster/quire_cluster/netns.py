@@ -7,7 +7,6 @@ with which configuration; anything else is taken down and started anew.
 
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -27,9 +26,10 @@ from quire_cluster.layout import Layout
 from quire_cluster.processes import ProcessSpec, ProcessTable, wait_for
 from quire_cluster.provider import Image, Status
 from quire_cluster.settings import Settings
-from quire_cluster.shell import run
+from quire_cluster.shell import run, succeeds
 from quire_cluster.versions import CLIENT_TOOLS, KUBECTL_TOOL, NODE_SIDE_TOOLS
 
+_SOURCES = Path(__file__).resolve().parent
 _HUB_MODULE = "quire_cluster.hub"
 _READY_SECONDS = 90  # a busy machine takes its time; an idle one needs less than 10
 _ALL_TOOLS = (*NODE_SIDE_TOOLS, *CLIENT_TOOLS)
@@ -97,7 +97,8 @@ class NetnsCluster:
         self._wait("the node", self._node_is_ready)
         self._wait("the default service account", self._default_account_exists)
         patch = json.dumps(manifests.gpu_patch())
-        self._kubectl("patch", "node", network.NODE_NAME, "--subresource=status", f"--patch={patch}")
+        target = ("node", network.NODE_NAME, "--subresource=status")
+        self._kubectl("patch", *target, f"--patch={patch}")
         layout.fingerprint.write_text(self._fingerprint())
 
     def _write_configs(self) -> None:
@@ -107,19 +108,17 @@ class NetnsCluster:
 
     def _start_hub(self) -> None:
         """The hub mirror runs from the working tree: another tree or newer code restarts it."""
-        found = importlib.util.find_spec(_HUB_MODULE)
-        if found is None or found.origin is None:
-            return
         address = ("--host", network.NODE_ADDRESS, "--port", str(network.HUB_PORT))
         spec = ProcessSpec(
             "hub",
             (sys.executable, "-m", _HUB_MODULE, *address, "--root", str(self._layout.hub)),
-            {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
-            inputs=Path(found.origin).read_text(),
+            {"PYTHONPATH": str(_SOURCES.parent)},
+            inputs="".join(path.read_text() for path in sorted(_SOURCES.glob("hub*.py"))),
         )
         if not self._processes.runs_as(spec):
             self._processes.stop(["hub"])
             self._processes.start(spec)
+            self._wait("the hub mirror", self._hub_answers)
 
     # ---- down ----------------------------------------------------------------------------------
 
@@ -170,7 +169,8 @@ class NetnsCluster:
     def _process_lines(self) -> Iterator[str]:
         for name in [*(spec.name for spec in self._programs.all()), "hub"]:
             pid = self._processes.pid(name)
-            yield f"{name}: {f'pid {pid}' if pid else 'not running'} ({self._layout.logs}/{name}.log)"
+            state = f"pid {pid}" if pid else "not running"
+            yield f"{name}: {state} ({self._layout.logs}/{name}.log)"
 
     def _is_whole(self) -> bool:
         """Brought up to the end, with today's configuration, and every program alive."""
@@ -197,6 +197,11 @@ class NetnsCluster:
         digest.update(json.dumps(manifests.initial_objects(), sort_keys=True).encode())
         return digest.hexdigest()
 
+    def _hub_answers(self) -> bool:
+        target = (network.NODE_ADDRESS, network.HUB_PORT)
+        connect = f"import socket; socket.create_connection({target!r}, 1).close()"
+        return succeeds([*network.enter(), sys.executable, "-c", connect])
+
     def _api_server_answers(self) -> bool:
         return self._answers("get", "--raw=/readyz") == "ok"
 
@@ -217,7 +222,7 @@ class NetnsCluster:
 
         def holds() -> bool:
             for name in self._processes.names():
-                if self._processes.pid(name) is None and name != "hub":
+                if self._processes.pid(name) is None:
                     lines = self._processes.last_lines(name)
                     raise NotReadyError(f"{name} ended while {what} was awaited:\n{lines}")
             return condition()

@@ -1,5 +1,6 @@
 """The node's container side: its image, and what it may leave behind."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -57,8 +58,7 @@ def end_shims(layout: Layout) -> None:
 
 
 def _contains(arguments: Sequence[bytes], wanted: Sequence[bytes]) -> bool:
-    pairs = zip(arguments, arguments[1:], strict=False)
-    return tuple(wanted) in set(pairs)
+    return tuple(wanted) in set(itertools.pairwise(arguments))
 
 
 def unmount_all(folder: Path) -> None:

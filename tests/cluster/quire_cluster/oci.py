@@ -1,8 +1,9 @@
-"""A one-layer OCI image, packed by hand: the node's own image needs no image tool and no network."""
+"""A one-layer OCI image, packed by hand: the node's own image needs no tool and no network."""
 
 import hashlib
 import io
 import json
+import platform
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # uname's words → OCI's
 
 
 def pack(out: Path, reference: str, files: Mapping[str, Path], entrypoint: Sequence[str]) -> None:
@@ -18,7 +20,7 @@ def pack(out: Path, reference: str, files: Mapping[str, Path], entrypoint: Seque
     layer = _layer(files)
     config = _dump(
         {
-            "architecture": "amd64",
+            "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
             "os": "linux",
             "config": {"Entrypoint": list(entrypoint)},
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},

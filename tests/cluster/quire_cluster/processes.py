@@ -16,7 +16,8 @@ from pathlib import Path
 from quire_cluster.errors import NotReadyError
 
 _MARKER = "QUIRE_CLUSTER_STATE"
-_TERM_SECONDS = 5.0
+_TERM_SECONDS = 2.0
+_KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 # The shell writes its own pid and then becomes the program: no moment without a pid file.
 _LAUNCH = 'echo $$ >"$1.tmp" && mv "$1.tmp" "$1" && shift && exec "$@"'
@@ -89,7 +90,7 @@ class ProcessTable:
     def stop(self, names: Iterable[str]) -> None:
         """End programs: SIGTERM, and SIGKILL for what is still there after some seconds."""
         pids = {name: pid for name in names if (pid := self.pid(name)) is not None}
-        for sent, patience in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, _TERM_SECONDS)):
+        for sent, patience in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
             for pid in pids.values():
                 _send(pid, sent)
             deadline = time.monotonic() + patience
@@ -113,13 +114,13 @@ def is_marked(pid: int, marker: str) -> bool:
     return state != "Z" and f"{_MARKER}={marker}".encode() in environ.split(b"\0")
 
 
-def wait_for(condition: Callable[[], bool], what: str, *, seconds: float, poll: float = 0.1) -> None:
+def wait_for(condition: Callable[[], bool], what: str, *, seconds: float) -> None:
     """Wait until `condition()` holds. Raises NotReadyError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise NotReadyError(f"{what} did not come within {seconds:g} s")
-        time.sleep(poll)
+        time.sleep(_POLL_SECONDS)
 
 
 def _send(pid: int, sent: signal.Signals) -> None:

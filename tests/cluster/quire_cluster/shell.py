@@ -33,7 +33,7 @@ def run(
             check=False,
         )
     except FileNotFoundError as error:
-        raise CommandError(f"{command[0]} was not found on PATH; install it and run again") from error
+        raise CommandError(f"{command[0]} was not found on PATH; install it") from error
     if done.returncode != 0:
         raise CommandError(_failure(command, done.returncode, done.stderr or done.stdout))
     return done.stdout

@@ -31,10 +31,11 @@ def mount(folder: Path, name: str, size_mib: int, node_pid: int) -> Path:
 def unmount(folder: Path, name: str, node_pid: int) -> None:
     """Remove the volume with its files. Safe to repeat."""
     path = _path(folder, name)
+    enter = _node(node_pid)  # also for rmdir: where the mount is still seen, the folder is busy
     if str(path) in mounted_below(folder, node_pid):
-        run([*_node(node_pid), "umount", "-l", str(path)])
+        run([*enter, "umount", "-l", str(path)])
     if path.is_dir():
-        path.rmdir()
+        run([*enter, "rmdir", str(path)])
 
 
 def mounted_below(folder: Path, pid: int | str = "self") -> list[str]:
