@@ -1,0 +1,438 @@
+"""The loop over fakes in virtual time: what it writes, reports, and never lets through."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from quire_operator import api
+from quire_operator.errors import Denied, NotFound, NotLeader
+from quire_operator.metrics import Metrics
+from quire_operator.names import Key
+from quire_operator.scaling import PodLoad
+from quire_operator.scaling_histogram import Histogram
+from quire_operator.scaling_loop import ScalingLoop
+from quire_operator.scraper import Missing, PodMetrics
+from quire_operator.world import PodEndpoint, ScalingReport, Snapshot
+
+CHAT = Key("team", "chat")
+INTERVAL = 5.0
+IDLE = PodMetrics(PodLoad(0.0, 0.0, 0.0), Histogram((1.0, float("inf")), (0.0, 0.0)))
+
+
+class Clock:
+    """Virtual seconds: `sleep` moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
+
+    def wall(self) -> datetime:
+        return datetime(2026, 11, 21, tzinfo=UTC) + timedelta(seconds=self.now - 1000.0)
+
+
+def spec(**scaling: object) -> api.Spec:
+    return api.decode_spec(
+        {"model": {"uri": "hf://org/model"}, "scaling": {"mode": "builtin", **scaling}}
+    )
+
+
+@dataclass
+class FakeFleet:
+    """Services whose pods are ready as soon as they are wanted, unless `ready` says how many are.
+
+    `/scale` is written at once; with `lag` the watch shows it that many rounds later."""
+
+    specs: dict[Key, api.Spec]
+    replicas: dict[Key, int] = field(default_factory=dict)
+    shown: dict[Key, int] = field(default_factory=dict)
+    ready: dict[Key, int] = field(default_factory=dict)
+    deleting: set[Key] = field(default_factory=set)
+    writes: list[tuple[Key, int]] = field(default_factory=list)
+    reports: list[tuple[Key, ScalingReport]] = field(default_factory=list)
+    error: Exception | None = None
+    lagging: bool = False
+
+    def keys(self) -> list[Key]:
+        return list(self.specs)
+
+    def snapshot(self, key: Key) -> Snapshot | None:
+        if key not in self.specs:
+            return None
+        if not self.lagging:
+            self.shown[key] = self.replicas.setdefault(key, 1)
+        replicas = self.shown[key]
+        ready = self.ready.get(key, replicas)
+        return Snapshot(
+            key=key,
+            spec=self.specs[key],
+            replicas=replicas,
+            ready_pods=tuple(
+                PodEndpoint(f"{key.name}-{i}", f"{key.name}-{i}", 8000, "r", 0.0)
+                for i in range(ready)
+            ),
+            pending=max(0, replicas - ready),
+            unschedulable=0,
+            deleting=key in self.deleting,
+        )
+
+    def record_scaling(self, key: Key, report: ScalingReport) -> None:
+        self.reports.append((key, report))
+
+    async def scale(self, key: Key, replicas: int) -> None:
+        if self.error is not None:
+            raise self.error
+        self.writes.append((key, replicas))
+        self.replicas[key] = replicas
+
+
+@dataclass
+class FakeLeader:
+    is_leader: bool = True
+
+
+@dataclass
+class Bench:
+    """The loop with everything around it."""
+
+    fleet: FakeFleet
+    answers: dict[str, PodMetrics | Missing] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+    leader: FakeLeader = field(default_factory=FakeLeader)
+    asked: list[str] = field(default_factory=list)
+    scrape: Callable[[str], Awaitable[PodMetrics | Missing]] | None = None
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.clock)
+        self.loop = ScalingLoop(
+            self.fleet,
+            self.fleet.scale,
+            self.leader,
+            self.scrape or self._scrape,
+            self.metrics,
+            INTERVAL,
+            clock=self.clock,
+            sleep=self.clock.sleep,
+            wall_clock=self.clock.wall,
+        )
+
+    async def _scrape(self, url: str) -> PodMetrics | Missing:
+        self.asked.append(url)
+        pod = url.removeprefix("http://").partition(":")[0]
+        return self.answers.get(pod, IDLE)
+
+    async def rounds(self, count: int) -> None:
+        for _ in range(count):
+            await self.loop.run_round()
+            self.clock.now += INTERVAL
+
+    def load(self, waiting: float, pods: Sequence[str] = ("chat-0",)) -> None:
+        for pod in pods:
+            self.answers[pod] = replace(IDLE, load=PodLoad(waiting, 8.0, 0.5))
+
+    @property
+    def last(self) -> ScalingReport:
+        return self.fleet.reports[-1][1]
+
+    def decisions(self) -> list[api.ScalingDecision]:
+        return [report.decision for _, report in self.fleet.reports if report.decision]
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+def bench(**scaling: object) -> Bench:
+    return Bench(FakeFleet({CHAT: spec(**scaling)}))
+
+
+async def test_a_burst_scales_up_and_says_why() -> None:
+    world = bench()
+    world.load(waiting=24)
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 2)]
+    (decision,) = world.decisions()
+    assert decision.time == "2026-11-21T00:00:00Z"
+    assert (decision.from_replicas, decision.to_replicas) == (1, 2)
+    assert decision.reason == (
+        "QueueDepth: 24 requests wait on 1 ready pods, 24 each; the target is 4; "
+        "6 replicas would hold it, one step at most doubles the ready pods, to 2"
+    )
+    assert decision.inputs == {
+        "ready": "1",
+        "pending": "0",
+        "unschedulable": "0",
+        "reporting": "1",
+        "need": "6",
+        "waiting": "24",
+        "running": "8",
+        "kvCacheUtilization": "0.5",
+        "ratioQueueDepth": "6",
+        "ratioKVCacheUtilization": "0.5556",
+    }
+    assert (world.last.status, world.last.reason) == ("True", "Active")
+    assert world.sample(
+        "quire_scaling_decisions_total",
+        namespace="team", service="chat", direction="up", reason="QueueDepth", dry_run="false",
+    ) == 1  # fmt: skip
+
+
+async def test_the_load_gone_it_comes_back_down_after_the_window() -> None:
+    world = bench(scaleDown={"stabilizationSeconds": 60})
+    world.load(waiting=24)
+    await world.rounds(1)
+    world.answers.clear()
+    await world.rounds(30)
+    assert [to for _, to in world.fleet.writes] == [2, 1]
+    up, down = world.decisions()
+    assert down.reason == (
+        "LoadFitsFewer: for 60 s the load would have stayed inside the targets on 1 of 2 replicas"
+    )
+    assert (up.time, down.time) == ("2026-11-21T00:00:00Z", "2026-11-21T00:01:05Z")
+
+
+async def test_a_watch_that_lags_behind_repeats_no_write_and_restarts_no_window() -> None:
+    world = bench(scaleDown={"stabilizationSeconds": 60})
+    world.fleet.replicas[CHAT] = 3
+    await world.rounds(13)
+    assert world.fleet.writes == [(CHAT, 2)]
+    world.fleet.lagging = True
+    await world.rounds(2)
+    world.fleet.lagging = False
+    await world.rounds(11)
+    assert world.fleet.writes == [(CHAT, 2), (CHAT, 1)]
+
+
+async def test_every_replica_scrapes_and_the_leader_alone_writes() -> None:
+    world = bench()
+    world.leader.is_leader = False
+    world.load(waiting=24)
+    await world.rounds(3)
+    assert world.fleet.writes == []
+    assert world.decisions() == []
+    assert len(world.asked) == 3
+    world.leader.is_leader = True
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 2)]
+
+
+@pytest.mark.parametrize("error", [NotLeader("lost"), NotFound(404, "PATCH", "gone")])
+async def test_a_write_that_came_too_late_is_no_decision(error: Exception) -> None:
+    world = bench()
+    world.fleet.error = error
+    world.load(waiting=24)
+    await world.rounds(1)
+    assert world.decisions() == []
+    assert world.last.status == "True"
+
+
+async def test_a_refused_write_shows_in_the_condition_and_is_tried_again() -> None:
+    world = bench()
+    world.fleet.error = Denied(403, "PATCH chat/scale", "may not patch inferenceservices/scale")
+    world.load(waiting=24)
+    await world.rounds(2)
+    assert (world.last.status, world.last.reason) == ("False", "ScaleRefused")
+    assert "may not patch" in world.last.message
+    world.fleet.error = None
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 2)]
+    assert world.last.status == "True"
+
+
+async def test_a_dry_run_records_each_wish_once_and_writes_nothing() -> None:
+    world = bench(dryRun=True)
+    world.load(waiting=24)
+    await world.rounds(5)
+    assert world.fleet.writes == []
+    (decision,) = world.decisions()
+    assert decision.reason.endswith("(dry run)")
+    assert (world.last.desired, world.last.reason) == (2, "DryRun")
+
+
+async def test_silent_pods_are_named_from_the_second_round_and_forgotten_when_they_answer() -> None:
+    world = bench(minReplicas=2)
+    world.fleet.replicas[CHAT] = 2
+    world.answers["chat-1"] = Missing("did not answer within 3 s")
+    await world.rounds(1)
+    assert world.fleet.reports == []
+    await world.rounds(1)
+    assert (world.last.status, world.last.reason) == ("False", "MetricsPartial")
+    assert world.last.message == (
+        "1 of 2 ready pods gave metrics; pod chat-1 did not answer within 3 s. "
+        "Not scaling down below 2 replicas"
+    )
+    world.answers["chat-0"] = Missing("answered 500")
+    await world.rounds(1)
+    assert world.last.reason == "MetricsMissing"
+    world.answers.clear()
+    await world.rounds(1)
+    assert (world.last.status, world.last.reason) == ("True", "Active")
+
+
+async def test_partial_metrics_are_reported_under_load_too() -> None:
+    world = bench(maxReplicas=2)
+    world.fleet.replicas[CHAT] = 2
+    world.load(waiting=100)
+    world.answers["chat-1"] = Missing("answered 500")
+    await world.rounds(2)
+    assert world.last.reason == "MetricsPartial"
+
+
+async def test_an_outage_of_any_length_shrinks_nothing() -> None:
+    world = bench()
+    world.fleet.replicas[CHAT] = 4
+    world.answers |= {f"chat-{i}": Missing("cannot be read: refused") for i in range(4)}
+    await world.rounds(200)
+    assert world.fleet.writes == []
+    world.answers.clear()
+    await world.rounds(60)
+    assert world.fleet.writes == []  # the window starts anew after it
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 3)]
+
+
+async def test_ttft_rises_while_the_queue_is_short() -> None:
+    world = bench(targets={"ttftSeconds": 0.5})
+    bounds = (0.1, 1.0, 2.0, float("inf"))
+    load = PodLoad(1.0, 8.0, 0.5)
+    world.answers["chat-0"] = PodMetrics(load, Histogram(bounds, (900, 900, 900, 900)))
+    await world.rounds(1)
+    assert world.fleet.writes == []
+    world.answers["chat-0"] = PodMetrics(load, Histogram(bounds, (900, 900, 920, 920)))
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 2)]
+    (decision,) = world.decisions()
+    assert decision.reason.startswith("TimeToFirstToken: p95 time to first token is 1.95 s")
+    assert decision.inputs["ttftP95Seconds"] == "1.95"
+
+
+async def test_a_restarted_pods_counters_make_no_ttft() -> None:
+    world = bench(targets={"ttftSeconds": 0.5})
+    bounds = (0.1, 2.0, float("inf"))
+    for counts in ((0, 900, 900), (0, 0, 0), (1, 1, 1)):
+        world.answers["chat-0"] = PodMetrics(IDLE.load, Histogram(bounds, counts))
+        await world.rounds(1)
+    assert world.fleet.writes == []
+    assert world.last.status == "True"
+
+
+async def test_requests_that_wait_without_any_first_token_are_no_good_ttft() -> None:
+    world = bench(targets={"ttftSeconds": 0.5}, scaleDown={"stabilizationSeconds": 0})
+    world.fleet.replicas[CHAT] = 2
+    stuck = PodMetrics(PodLoad(1.0, 0.0, 0.0), IDLE.ttft)
+    world.answers |= {"chat-0": stuck}
+    await world.rounds(5)
+    assert world.fleet.writes == []
+    assert world.last.reason == "MetricsPartial"
+    assert "no data for TimeToFirstToken" in world.last.message
+
+
+async def test_a_page_without_the_histogram_is_missing_only_if_a_target_wants_it() -> None:
+    page = replace(IDLE, ttft=None)
+    wants = bench(targets={"ttftSeconds": 0.5}, scaleDown={"stabilizationSeconds": 0})
+    wants.fleet.replicas[CHAT] = 2
+    wants.answers |= {"chat-0": page, "chat-1": page}
+    await wants.rounds(4)
+    assert wants.fleet.writes == []
+    other = bench(scaleDown={"stabilizationSeconds": 0})
+    other.fleet.replicas[CHAT] = 2
+    other.answers |= {"chat-0": page, "chat-1": page}
+    await other.rounds(4)
+    assert other.fleet.writes == [(CHAT, 1)]
+
+
+async def test_services_that_others_scale_are_left_alone() -> None:
+    world = bench(mode="none")
+    world.load(waiting=1000)
+    await world.rounds(3)
+    assert (world.fleet.writes, world.fleet.reports, world.asked) == ([], [], [])
+    assert world.sample("quire_desired_replicas", namespace="team", service="chat") == 1
+    world.fleet.specs[CHAT] = spec()
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 2)]
+
+
+async def test_deleted_services_leave_no_series() -> None:
+    world = bench()
+    world.load(waiting=24)
+    await world.rounds(1)
+    assert b'service="chat"' in world.metrics.text()
+    world.fleet.deleting.add(CHAT)
+    await world.rounds(1)
+    assert len(world.fleet.writes) == 1
+    del world.fleet.specs[CHAT]
+    await world.rounds(1)
+    assert b'service="chat"' not in world.metrics.text()
+
+
+async def test_scrape_age_grows_while_metrics_are_missing() -> None:
+    world = bench()
+    await world.rounds(1)
+    world.answers["chat-0"] = Missing("answered 500")
+    await world.rounds(2)
+    age = world.sample("quire_scrape_age_seconds", namespace="team", service="chat")
+    assert age == 3 * INTERVAL
+    assert world.sample("quire_scrapes_total", result="missing") == 2
+
+
+async def test_a_service_that_hangs_delays_no_other() -> None:
+    stuck, fine = Key("team", "stuck"), Key("team", "fine")
+    fleet = FakeFleet({stuck: spec(), fine: spec()})
+    release = asyncio.Event()
+
+    async def scrape(url: str) -> PodMetrics | Missing:
+        if "stuck" in url:
+            await release.wait()
+            return Missing("did not answer within 3 s")
+        return replace(IDLE, load=PodLoad(24.0, 8.0, 0.5))
+
+    world = Bench(fleet, scrape=scrape)
+    turn = asyncio.create_task(world.loop.run_round())
+    while not fleet.writes:
+        await asyncio.sleep(0)
+    assert fleet.writes == [(fine, 2)]
+    assert not turn.done()
+    release.set()
+    await turn
+
+
+async def test_a_defect_in_one_service_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    broken, fine = Key("team", "broken"), Key("team", "fine")
+    fleet = FakeFleet({broken: spec(), fine: spec()})
+
+    async def scrape(url: str) -> PodMetrics | Missing:
+        if "broken" in url:
+            raise RuntimeError("a defect of ours")
+        return replace(IDLE, load=PodLoad(24.0, 8.0, 0.5))
+
+    world = Bench(fleet, scrape=scrape)
+    await world.rounds(1)
+    assert fleet.writes == [(fine, 2)]
+    assert "[team/broken] scaling failed" in caplog.text
+
+
+async def test_a_thousand_services_are_spread_over_half_the_interval() -> None:
+    fleet = FakeFleet({Key("team", f"s{i}"): spec() for i in range(1000)})
+    world = Bench(fleet)
+    start = world.clock.now
+    await world.loop.run_round()
+    assert len(world.asked) == 1000
+    assert world.clock.now - start == pytest.approx(INTERVAL / 2, rel=0.05)
+
+
+async def test_rounds_keep_their_pace() -> None:
+    world = bench()
+    task = asyncio.create_task(world.loop.run())
+    while len(world.asked) < 4:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert world.clock.now - 1000.0 == pytest.approx(INTERVAL * 3, abs=INTERVAL)
