@@ -1,0 +1,1 @@
+"""The API process: HTTP, templates, tokens to text. It imports neither torch nor transformers."""

@@ -1,0 +1,337 @@
+"""What the API process knows of the core: who is in there, what comes out, and what to do when it dies.
+
+`CoreClient` owns every open sequence. A handler `submit`s its sequences and gets a `Generation`; leaving its
+`with` block aborts whatever is not finished, so no path out of a handler can leave blocks behind.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import msgspec
+import zmq
+
+from quire_engine.api.core_process import CoreProcess, describe_exit
+from quire_engine.api.errors import ApiError, ClientGone, InvalidRequest, QueueFull, Unavailable
+from quire_engine.api.metrics import Metrics
+from quire_engine.errors import ExitCode
+from quire_engine.messages import (
+    AbortRequests,
+    AddRequest,
+    CoreFailed,
+    CoreReady,
+    CoreStats,
+    FromCore,
+    Output,
+    RequestId,
+    Shutdown,
+    StepOutputs,
+    ToCore,
+)
+
+logger = logging.getLogger(__name__)
+
+LAST_WORDS_SECONDS = 0.2  # a CoreFailed may still be on its way when the process is already gone
+
+_NOTHING_YET = CoreStats(
+    num_running=0,
+    num_waiting=0,
+    kv_cache_usage=0.0,
+    num_preemptions=0,
+    prefix_cache_queries=0,
+    prefix_cache_hits=0,
+    prompt_tokens=0,
+    generation_tokens=0,
+    step_tokens=0,
+)
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One open sequence. Times are monotonic seconds."""
+
+    generation: "Generation"
+    arrived: float
+    last_token: float | None = None
+
+
+class Generation:
+    """The sequences of one HTTP request, in the core."""
+
+    def __init__(self, client: "CoreClient", request_ids: Iterable[RequestId]) -> None:
+        self._client = client
+        self._open = set(request_ids)
+        self._outputs: list[Output] = []
+        self._failure: Exception | None = None
+        self._news = asyncio.Event()
+
+    def __enter__(self) -> "Generation":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.abort(self._open)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything may still come."""
+        return bool(self._open or self._outputs)
+
+    async def next(self) -> list[Output]:
+        """What has come since the last call, at least one output. Raises why no more will come."""
+        await self._news.wait()
+        self._news.clear()
+        if self._failure is not None:
+            raise self._failure
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def finish(self, request_id: RequestId) -> None:
+        """A stop string ended this sequence: the core need not go on with it."""
+        if request_id in self._open:
+            self._open.discard(request_id)
+            self._client.drop([request_id], reason="stop")
+
+    def abort(self, request_ids: Iterable[RequestId]) -> None:
+        """Nobody wants these any more."""
+        gone = [request_id for request_id in request_ids if request_id in self._open]
+        self._open.difference_update(gone)
+        self._client.drop(gone, reason="abort")
+
+    def leave(self) -> None:
+        """The client closed its connection: abort now, whatever the handler is waiting for."""
+        if self._open:
+            self.abort(self._open)
+            self.fail(ClientGone())
+
+    def deliver(self, output: Output) -> None:
+        """Called by the client with this generation's outputs."""
+        if output.finish_reason is not None:
+            self._open.discard(output.request_id)
+        self._outputs.append(output)
+        self._news.set()
+
+    def fail(self, error: Exception) -> None:
+        """No more will come; `next` raises `error`."""
+        self._open.clear()
+        self._failure = error
+        self._news.set()
+
+
+@dataclass(frozen=True)
+class CoreEnd:
+    """How the core ended, for our own end."""
+
+    exit_code: int
+    reason: str
+    message: str
+
+
+class CoreClient:
+    """The core process, seen from the event loop. One at a time; not thread safe."""
+
+    def __init__(self, core: CoreProcess, metrics: Metrics, *, max_num_queued_reqs: int) -> None:
+        self._core = core
+        self._metrics = metrics
+        self._max_num_queued_reqs = max_num_queued_reqs
+        self._sequences: dict[RequestId, _Sequence] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromCore)
+        self._failed: CoreFailed | None = None
+        self._became_ready = asyncio.Event()
+        self.stats = _NOTHING_YET
+        self.ready: CoreReady | None = None
+        self.pending_since: float | None = None
+        """When the first of the sequences now open came, monotonic; None while there is none."""
+
+    # ---- what stands where ----------------------------------------------------------------------
+
+    @property
+    def num_open(self) -> int:
+        """Sequences that are not finished, wherever they are."""
+        return len(self._sequences)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that the core ran in its last step."""
+        return min(self.stats.num_running, self.num_open)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that do not run: in the core's queue, preempted, or on their way to the core."""
+        return self.num_open - self.num_running
+
+    @property
+    def num_queued(self) -> int:
+        """Sequences that will still wait after the core's next step: those on their way take free seats."""
+        assert self.ready is not None
+        on_their_way = max(0, self.num_waiting - self.stats.num_waiting)
+        seats = 0 if self.stats.num_waiting else self.ready.max_num_seqs - self.num_running
+        return self.stats.num_waiting + max(0, on_their_way - seats)
+
+    # ---- what handlers do -----------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[AddRequest], *, arrived: float) -> Generation:
+        """Send the sequences of one HTTP request. QueueFull or Unavailable when they cannot be taken."""
+        if self.ready is None:
+            raise Unavailable("the model is not loaded yet; try again shortly", retry_after=2)
+        self._admit(len(requests))
+        generation = Generation(self, [request.request_id for request in requests])
+        if not self._sequences:
+            self.pending_since = time.monotonic()
+        for request in requests:
+            self._sequences[request.request_id] = _Sequence(generation, arrived)
+            self._send(request)
+        return generation
+
+    def drop(self, request_ids: Sequence[RequestId], *, reason: str) -> None:
+        """Tell the core to drop these; count them as ended for `reason`."""
+        known = [request_id for request_id in request_ids if request_id in self._sequences]
+        if not known:
+            return
+        for request_id in known:
+            self._forget(request_id, reason)
+        self._send(AbortRequests(request_ids=tuple(known)))
+
+    def fail_all(self, error: ApiError) -> int:
+        """End every open sequence with `error`. How many there were."""
+        count = self.num_open
+        generations = {id(entry.generation): entry.generation for entry in self._sequences.values()}
+        self.drop(list(self._sequences), reason="abort")
+        for generation in generations.values():
+            generation.fail(error)
+        return count
+
+    # ---- the core's life ------------------------------------------------------------------------
+
+    def listen(self) -> None:
+        """Take the core's frames from now on. ZeroMQ's descriptor is edge-triggered: drained each time."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._core.outputs.getsockopt(zmq.FD), self._receive)
+        loop.call_soon(self._receive)
+
+    async def until_ready(self) -> CoreReady:
+        """The core's report, once it has loaded the model and can be sent requests."""
+        await self._became_ready.wait()
+        assert self.ready is not None
+        return self.ready
+
+    async def until_ended(self) -> CoreEnd:
+        """How the core ended. Every open sequence has failed by then."""
+        code = await self._core.wait()
+        self._receive()
+        if self._failed is None:
+            await asyncio.sleep(LAST_WORDS_SECONDS)
+            self._receive()
+        if self._failed is not None:
+            return CoreEnd(self._failed.exit_code, self._failed.reason, self._failed.message)
+        exit_code = code if code in list(ExitCode) and code != 0 else ExitCode.INTERNAL
+        return CoreEnd(
+            exit_code,
+            "CoreDied",
+            f"the core process must live as long as the server, it ended by {describe_exit(code)}; "
+            "see its log above",
+        )
+
+    async def shutdown(self) -> None:
+        """Tell the core to leave, and see it leave."""
+        asyncio.get_running_loop().remove_reader(self._core.outputs.getsockopt(zmq.FD))
+        if self.ready is not None:
+            self._send(Shutdown())
+            await self._core.stop()
+        else:
+            self._core.close()  # it is loading and reads no messages yet
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def _admit(self, num_sequences: int) -> None:
+        assert self.ready is not None
+        seats, most = self.ready.max_num_seqs, self._max_num_queued_reqs
+        if num_sequences > seats + most:
+            raise InvalidRequest(
+                f"prompts x n must be <= {seats + most} (what runs and waits at once), "
+                f"got {num_sequences}; split the request",
+                param="n",
+            )
+        free = 0 if self.num_queued else max(0, seats - self.num_open)
+        if self.num_queued + max(0, num_sequences - free) > most:
+            raise QueueFull(
+                f"at most {most} sequences may wait beside the {seats} that run, {self.num_queued} "
+                f"wait and this request brings {num_sequences}; "
+                f"try again in {self._seconds_to_a_seat()} s",
+                retry_after=self._seconds_to_a_seat(),
+            )
+
+    def _seconds_to_a_seat(self) -> int:
+        """A seat frees every (mean time of a request / seats) seconds; the queue stands before us."""
+        assert self.ready is not None
+        seconds = self.num_queued * self._metrics.mean_e2e_seconds / self.ready.max_num_seqs
+        return max(1, min(60, math.ceil(seconds)))
+
+    def _send(self, message: ToCore) -> None:
+        try:
+            self._core.requests.send(self._encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:  # no peer: the core is gone, and `until_ended` is about to say so
+            logger.warning("core takes no messages message=%s", type(message).__name__)
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                frame = self._core.outputs.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._handle(self._decoder.decode(frame))
+            except msgspec.MsgspecError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: msgspec.MsgspecError) -> None:
+        """A core that speaks another language would leave every request without an answer."""
+        self._failed = CoreFailed(
+            exit_code=ExitCode.INTERNAL,
+            reason="CoreDied",
+            message=f"the core must send messages.py's frames, got one that says: {error}; "
+            "run API and core from one installation",
+        )
+        self._core.process.kill()
+
+    def _handle(self, message: FromCore) -> None:
+        match message:
+            case StepOutputs():
+                self._take_step(message)
+            case CoreReady():
+                self.ready = message
+                self._became_ready.set()
+            case CoreFailed():
+                self._failed = message
+
+    def _take_step(self, step: StepOutputs) -> None:
+        now = time.monotonic()
+        self.stats = step.stats
+        self._metrics.observe_step(step.stats)
+        for output in step.outputs:
+            entry = self._sequences.get(output.request_id)
+            if entry is None:
+                continue  # aborted by us while the core was at it
+            if output.token_ids:
+                self._metrics.observe_tokens(
+                    len(output.token_ids), now, entry.arrived, entry.last_token
+                )
+                entry.last_token = now
+            if output.finish_reason is not None:
+                self._forget(output.request_id, output.finish_reason)
+            entry.generation.deliver(output)
+
+    def _forget(self, request_id: RequestId, reason: str) -> None:
+        entry = self._sequences.pop(request_id)
+        if not self._sequences:
+            self.pending_since = None
+        self._metrics.observe_end(reason, time.monotonic() - entry.arrived)
