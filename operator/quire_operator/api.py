@@ -1,8 +1,9 @@
 """The InferenceService resource, `serving.quire.dev/v1alpha1`, as types.
 
-This module is the source of the CustomResourceDefinition (`crd.py` writes it) and what the operator decodes
-objects into. Every field says its unit, its default and what follows from it. A field that does nothing yet is not here.
-`spec.replicas` is the one number that says how many pods: the user writes it, or the scaler through `/scale`.
+This module is the source of the CustomResourceDefinition (`crd.py` writes it) and what the operator
+decodes objects into. Every field says its unit, its default and what follows from it. A field that
+does nothing yet is not here. `spec.replicas` is the one number that says how many pods: the user
+writes it, or the scaler through `/scale`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "InferenceService"
 PLURAL = "inferenceservices"
 MAX_NAME_LEN = 40
-"""Characters. Children carry a suffix (`-<hash8>`, ReplicaSet and pod suffixes) that has to fit in 63."""
+"""Characters. Children carry a suffix (`-<hash8>`, ReplicaSet, pod) that has to fit in 63."""
 
 Revision = NewType("Revision", str)
 """Eight hex digits: the hash of what the user asked of a pod and of its pinned image."""
@@ -28,9 +29,11 @@ Quantity = int | str
 
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
 
+QuantityField = int | Annotated[str, Meta(pattern=QUANTITY_PATTERN)]
+
 
 class Rule(Struct, frozen=True):
-    """A CEL rule of the schema. `message_expression` is CEL, so that it can show the value that was refused."""
+    """A CEL rule of the schema. `message_expression`, CEL too, shows the refused value."""
 
     rule: str
     message: str
@@ -38,7 +41,7 @@ class Rule(Struct, frozen=True):
 
 
 class _Schema(Struct, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
-    """Base of everything that lies in the resource: camelCase on the wire, defaults left out when encoded."""
+    """Base of all that lies in the resource: camelCase on the wire, defaults left out."""
 
     rules: ClassVar[tuple[Rule, ...]] = ()
 
@@ -63,11 +66,11 @@ class Model(_Schema, frozen=True):
     rules = (
         Rule(
             "!self.uri.startsWith('pvc://') || !has(self.revision)",
-            "model.revision has no meaning for pvc://, whose files are served as they lie; remove it",
+            "model.revision has no meaning for pvc://, served as its files lie; remove it",
         ),
         Rule(
             "!self.uri.startsWith('pvc://') || !has(self.credentialsSecret)",
-            "model.credentialsSecret has no meaning for pvc://, where nothing is downloaded; remove it",
+            "model.credentialsSecret has no meaning for pvc://, never downloaded; remove it",
         ),
     )
 
@@ -76,98 +79,95 @@ class Model(_Schema, frozen=True):
         Meta(
             min_length=1,
             max_length=512,
-            description="Where the model lies: `hf://org/name` (a repository of safetensors on a Hugging Face hub or "
-            "its mirror), `hf://org/name/file.gguf` (one file of it) or `pvc://claim/path` (files on a claim of this "
+            description="Where the model lies: `hf://org/name` (a repository of safetensors on "
+            "a Hugging Face hub or its mirror), `hf://org/name/file.gguf` (one "
+            "file of it) or `pvc://claim/path` (files on a claim of this "
             "namespace, served as they lie). A change makes a new revision.",
             extra_json_schema=_cel(_URI_RULE, _URI_HELP, f"'{_URI_HELP}, got ' + self"),
         ),
     ]
     revision: Annotated[
-        str | None,
+        Annotated[str, Meta(min_length=1, max_length=128)] | None,
         Meta(
-            min_length=1,
-            max_length=128,
-            description="Branch, tag or commit of the repository. Default: the repository's main branch. It is "
-            "resolved to a commit once, when it is fetched (status.model.commit), and moves only when the spec changes.",
+            description="Branch, tag or commit of the repository. Default: the repository's "
+            "main branch. It is resolved to a commit once, when it is fetched "
+            "(status.model.commit), and moves only when the spec changes.",
         ),
     ] = None
     served_name: Annotated[
-        str | None,
+        Annotated[str, Meta(min_length=1, max_length=256)] | None,
         Meta(
-            min_length=1,
-            max_length=256,
             description="The `model` name that OpenAI clients send. Default: metadata.name.",
         ),
     ] = None
     credentials_secret: Annotated[
-        str | None,
+        Annotated[str, Meta(min_length=1, max_length=253)] | None,
         Meta(
-            min_length=1,
-            max_length=253,
-            description="Name of a Secret of this namespace whose key `token` holds the hub token. It reaches the "
-            "fetch Job only, never the pods that serve.",
+            description="Name of a Secret of this namespace whose key `token` holds the hub "
+            "token. It reaches the fetch Job only, never the pods that serve.",
         ),
     ] = None
 
 
 class Engine(_Schema, frozen=True):
-    """Flags of the engine. What is unset is decided by the engine. Any change makes a new revision."""
+    """Flags of the engine. What is unset is decided by it. Any change makes a new revision."""
 
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,
-        Meta(description="Number format of weights and activations. Unset: the engine decides (auto)."),
+        Meta(
+            description="Number format of weights and activations. Unset: auto, the engine decides."
+        ),
     ] = None
     max_model_len: Annotated[
-        int | None,
+        Annotated[int, Meta(ge=1, le=16_777_216)] | None,
         Meta(
-            ge=1,
-            le=16_777_216,
-            description="Longest sequence, prompt and answer, in tokens. Unset: the model's own limit. "
-            "Lower it when the cache does not fit.",
+            description="Longest sequence, prompt and answer, in tokens. Unset: the model's "
+            "own limit. Lower it when the cache does not fit.",
         ),
     ] = None
     max_num_seqs: Annotated[
-        int | None,
-        Meta(ge=1, le=65_536, description="Most requests that run in one step. Unset: the engine decides."),
+        Annotated[int, Meta(ge=1, le=65_536)] | None,
+        Meta(description="Most requests that run in one step. Unset: the engine decides."),
     ] = None
     max_batched_tokens: Annotated[
-        int | None,
+        Annotated[int, Meta(ge=1, le=16_777_216)] | None,
         Meta(
-            ge=1,
-            le=16_777_216,
-            description="Token budget of one step: longer prompts are cut into chunks of it. Unset: the engine decides.",
+            description="Token budget of one step: longer prompts are cut into chunks of it. "
+            "Unset: the engine decides.",
         ),
     ] = None
     gpu_memory_utilization: Annotated[
-        float | None,
+        Annotated[float, Meta(ge=0.05, le=1.0)] | None,
         Meta(
-            ge=0.05,
-            le=1.0,
-            description="Part of the GPU's memory, 0.05 to 1, that weights and cache may take. Unset: the engine decides.",
+            description="Part of the GPU's memory, 0.05 to 1, that weights and cache may take. "
+            "Unset: the engine decides.",
         ),
     ] = None
     tensor_parallel: Annotated[
-        int | None,
-        Meta(ge=1, le=64, description="GPUs over which one replica is split. Unset: 1."),
+        Annotated[int, Meta(ge=1, le=64)] | None,
+        Meta(description="GPUs over which one replica is split. Unset: 1."),
     ] = None
     prefix_caching: Annotated[
         bool | None,
-        Meta(description="Keep and reuse the cache of shared prompt beginnings. Unset: the engine decides (on)."),
+        Meta(
+            description="Keep and reuse the cache of shared prompt beginnings. Unset: the "
+            "engine decides (on)."
+        ),
     ] = None
     extra_args: Annotated[
         list[Annotated[str, Meta(max_length=1024)]],
         Meta(
             max_length=64,
-            description="Further arguments of `quire-engine serve`, one a list item, put last so that they win.",
+            description="Further arguments of `quire-engine serve`, one a list item, put last "
+            "so that they win.",
         ),
     ] = field(default_factory=list)
     image: Annotated[
-        str | None,
+        Annotated[str, Meta(min_length=1, max_length=512)] | None,
         Meta(
-            min_length=1,
-            max_length=512,
-            description="Engine image. Unset: the operator's default at the time the revision is made; a later "
-            "upgrade of the operator does not move a running revision.",
+            description="Engine image. Unset: the operator's default at the time the revision "
+            "is made; a later upgrade of the operator does not move a running "
+            "revision.",
         ),
     ] = None
 
@@ -180,8 +180,8 @@ class Resources(_Schema, frozen=True):
         Meta(
             ge=0,
             le=64,
-            description="GPUs of one replica. Default 1. 0 runs on the CPU (`--device cpu`); with more, a pod "
-            "that finds no CUDA device fails and says so.",
+            description="GPUs of one replica. Default 1. 0 runs on the CPU (`--device cpu`); "
+            "with more, a pod that finds no CUDA device fails and says so.",
         ),
     ] = 1
     gpu_resource: Annotated[
@@ -189,23 +189,22 @@ class Resources(_Schema, frozen=True):
         Meta(
             min_length=1,
             max_length=253,
-            description="Extended resource that counts GPUs. Default nvidia.com/gpu; another for MIG slices or another vendor.",
+            description="Extended resource that counts GPUs. Default nvidia.com/gpu; another "
+            "for MIG slices or another vendor.",
         ),
     ] = "nvidia.com/gpu"
     cpu: Annotated[
-        Quantity | None,
+        QuantityField | None,
         Meta(
-            pattern=QUANTITY_PATTERN,
-            description="CPU of one replica, request and limit (the engine takes as many threads as the limit "
-            "gives). Unset: neither.",
+            description="CPU of one replica, request and limit (the engine takes as many "
+            "threads as the limit gives). Unset: neither.",
         ),
     ] = None
     memory: Annotated[
-        Quantity | None,
+        QuantityField | None,
         Meta(
-            pattern=QUANTITY_PATTERN,
-            description="Memory of one replica, request and limit. Unset: neither. A replica above it is OOMKilled, "
-            "and Ready says so with the limit.",
+            description="Memory of one replica, request and limit. Unset: neither. A replica "
+            "above it is OOMKilled, and Ready says so with the limit.",
         ),
     ] = None
 
@@ -220,47 +219,47 @@ class Cache(_Schema, frozen=True):
         ),
         Rule(
             "self.mode != 'none' || !self.prefetch",
-            "cache.prefetch needs a claim to fetch to: set cache.mode to shared or existing, or remove prefetch",
+            "cache.prefetch needs a claim: set cache.mode shared or existing, or remove it",
         ),
     )
 
     mode: Annotated[
         Literal["shared", "existing", "none"],
         Meta(
-            description="`shared` (default): one claim per model, revision and namespace, made by the operator, shared by "
-            "all services that use it and removed with the last of them. `existing`: a claim of yours. `none`: an "
-            "emptyDir, fetched anew by each pod.",
+            description="`shared` (default): one claim per model, revision and namespace, made "
+            "by the operator, shared by all services that use it and removed with "
+            "the last of them. `existing`: a claim of yours. `none`: an emptyDir, "
+            "fetched anew by each pod.",
         ),
     ] = "shared"
     size: Annotated[
-        Quantity,
+        QuantityField,
         Meta(
-            pattern=QUANTITY_PATTERN,
-            description="Size of the claim (mode shared) or limit of the emptyDir (mode none). Default 20Gi: the claim is made "
-            "before the model's size is known. A larger value grows a claim whose storage class allows it.",
+            description="Size of the claim (mode shared) or limit of the emptyDir (mode none). "
+            "Default 20Gi: the claim is made before the model's size is known. A "
+            "larger value grows a claim whose storage class allows it.",
         ),
     ] = "20Gi"
     storage_class_name: Annotated[
-        str | None,
+        Annotated[str, Meta(min_length=1, max_length=253)] | None,
         Meta(
-            min_length=1,
-            max_length=253,
-            description="Storage class of the claim (mode shared). Unset: the cluster's default. Read when the claim is made.",
+            description="Storage class of the claim (mode shared). Unset: the cluster's "
+            "default. Read when the claim is made.",
         ),
     ] = None
     access_mode: Annotated[
         Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"],
         Meta(
-            description="Access mode of the claim (mode shared). Default ReadWriteOnce, which keeps all replicas on "
-            "the volume's node; ReadWriteMany lets them spread. Read when the claim is made.",
+            description="Access mode of the claim (mode shared). Default ReadWriteOnce, which "
+            "keeps all replicas on the volume's node; ReadWriteMany lets them "
+            "spread. Read when the claim is made.",
         ),
     ] = "ReadWriteOnce"
     existing_claim: Annotated[
-        str | None,
+        Annotated[str, Meta(min_length=1, max_length=253)] | None,
         Meta(
-            min_length=1,
-            max_length=253,
-            description="Name of the claim with mode existing. The model goes to a folder of its own, quire-<hash>.",
+            description="Name of the claim with mode existing. The model goes to a folder of "
+            "its own, quire-<hash>.",
         ),
     ] = None
     prefetch: Annotated[
@@ -273,20 +272,19 @@ class Targets(_Schema, frozen=True):
     """What one replica may carry. The target that is exceeded most decides."""
 
     queue_depth: Annotated[
-        int | None,
+        int,
         Meta(ge=1, le=100_000, description="Waiting requests per replica. Default 4."),
     ] = 4
     ttft_seconds: Annotated[
-        float | None,
+        Annotated[float, Meta(ge=0.001, le=3600)] | None,
         Meta(
-            ge=0.001,
-            le=3600,
-            description="95th percentile of the time to the first token, in seconds. Unset: not looked at.",
+            description="95th percentile of the time to the first token, in seconds. Unset: "
+            "not looked at.",
         ),
     ] = None
     kv_cache_utilization: Annotated[
-        float | None,
-        Meta(ge=0.05, le=1.0, description="Used part of the KV cache, 0.05 to 1. Default 0.9."),
+        Annotated[float, Meta(ge=0.05, le=1.0)] | None,
+        Meta(description="Used part of the KV cache, 0.05 to 1. Default 0.9."),
     ] = 0.9
 
 
@@ -294,11 +292,10 @@ class Stabilization(_Schema, frozen=True):
     """How long a wish must last before it is followed."""
 
     stabilization_seconds: Annotated[
-        int | None,
+        Annotated[int, Meta(ge=0, le=3600)] | None,
         Meta(
-            ge=0,
-            le=3600,
-            description="Seconds for which the wish must have lasted. Default 0 up, 300 down. Starts anew with the operator.",
+            description="Seconds for which the wish must have lasted. Default 0 up, 300 down. "
+            "Starts anew with the operator.",
         ),
     ] = None
 
@@ -310,16 +307,17 @@ class Scaling(_Schema, frozen=True):
         Rule(
             "self.minReplicas <= self.maxReplicas",
             "scaling.minReplicas must be <= scaling.maxReplicas",
-            "'scaling.minReplicas must be <= scaling.maxReplicas, got ' + string(self.minReplicas) + ' > '"
-            " + string(self.maxReplicas)",
+            "'scaling.minReplicas must be <= scaling.maxReplicas, got '"
+            " + string(self.minReplicas) + ' > ' + string(self.maxReplicas)",
         ),
     )
 
     mode: Annotated[
         Literal["none", "builtin"],
         Meta(
-            description="`none` (default): the user, or anything else that writes /scale. `builtin`: the operator's scaler, "
-            "which reads the pods' own metrics; it never shrinks on missing ones.",
+            description="`none` (default): the user, or anything else that writes /scale. "
+            "`builtin`: the operator's scaler, which reads the pods' own metrics; "
+            "it never shrinks on missing ones.",
         ),
     ] = "none"
     min_replicas: Annotated[
@@ -331,15 +329,15 @@ class Scaling(_Schema, frozen=True):
     targets: Annotated[
         Targets, Meta(description="What one replica may carry before another is added.")
     ] = Targets()
-    scale_up: Annotated[
-        Stabilization, Meta(description="When to add replicas.")
-    ] = Stabilization()
-    scale_down: Annotated[
-        Stabilization, Meta(description="When to remove replicas.")
-    ] = Stabilization()
+    scale_up: Annotated[Stabilization, Meta(description="When to add replicas.")] = Stabilization()
+    scale_down: Annotated[Stabilization, Meta(description="When to remove replicas.")] = (
+        Stabilization()
+    )
     dry_run: Annotated[
         bool,
-        Meta(description="Record decisions in status.scaling without following them. Default false."),
+        Meta(
+            description="Record decisions in status.scaling without following them. Default false."
+        ),
     ] = False
 
     @property
@@ -360,8 +358,9 @@ class Rollout(_Schema, frozen=True):
         Meta(
             ge=0,
             le=86_400,
-            description="Seconds that a leaving pod has to finish its requests. Default 120. The pod's grace period is "
-            "this plus 20: 10 for endpoints to propagate, 10 to exit.",
+            description="Seconds that a leaving pod has to finish its requests. Default 120. "
+            "The pod's grace period is this plus 20: 10 for endpoints to "
+            "propagate, 10 to exit.",
         ),
     ] = 120
     progress_deadline_seconds: Annotated[
@@ -369,8 +368,10 @@ class Rollout(_Schema, frozen=True):
         Meta(
             ge=10,
             le=604_800,
-            description="Seconds, counted from its Deployment's creation, within which a revision must become ready. Default 1800. "
-            "Past them RolloutComplete is False with reason ProgressDeadlineExceeded; an earlier revision keeps serving.",
+            description="Seconds, counted from its Deployment's creation, within which a "
+            "revision must become ready. Default 1800. Past them RolloutComplete "
+            "is False with reason ProgressDeadlineExceeded; an earlier revision "
+            "keeps serving.",
         ),
     ] = 1800
 
@@ -392,8 +393,8 @@ class Spec(_Schema, frozen=True):
         Meta(
             ge=0,
             le=1000,
-            description="Number of pods. Default 1. Written by the user, or by the scaler through /scale; 0 stops all pods and "
-            "keeps the cache.",
+            description="Number of pods. Default 1. Written by the user, or by the scaler "
+            "through /scale; 0 stops all pods and keeps the cache.",
         ),
     ] = 1
     engine: Annotated[Engine, Meta(description="Flags of the engine.")] = Engine()
@@ -406,10 +407,12 @@ class Spec(_Schema, frozen=True):
     pod_template: Annotated[
         dict[str, Any],
         Meta(
-            description="Overlay on the pod (metadata and spec of a PodTemplateSpec), merged strategically: lists of containers, env, "
-            "volumes and the like merge by their names, all else is replaced. The engine's container is `engine`. "
-            "Our labels, the command and the ports stay. The fetch Job takes over nodeSelector, tolerations, "
-            "affinity, schedulerName, priorityClassName, runtimeClassName and imagePullSecrets.",
+            description="Overlay on the pod (metadata and spec of a PodTemplateSpec), merged "
+            "strategically: lists of containers, env, volumes and the like merge "
+            "by their names, all else is replaced. The engine's container is "
+            "`engine`. Our labels, the command and the ports stay. The fetch Job "
+            "takes over nodeSelector, tolerations, affinity, schedulerName, "
+            "priorityClassName, runtimeClassName and imagePullSecrets.",
         ),
     ] = field(default_factory=dict)
 
@@ -453,9 +456,9 @@ class ModelStatus(_Schema, frozen=True):
     bytes_done: Annotated[
         int | None, Meta(description="Bytes fetched; renewed at most every 5 s.")
     ] = None
-    eta_seconds: Annotated[
-        float | None, Meta(description="Seconds to go at the present rate.")
-    ] = None
+    eta_seconds: Annotated[float | None, Meta(description="Seconds to go at the present rate.")] = (
+        None
+    )
 
 
 class PlanStatus(_Schema, frozen=True):
@@ -500,7 +503,8 @@ class ScalingStatus(_Schema, frozen=True):
 
     desired: Annotated[int | None, Meta(description="Replicas that the scaler wants now.")] = None
     decisions: Annotated[
-        list[ScalingDecision], Meta(max_length=5, description="The last five changes, newest first.")
+        list[ScalingDecision],
+        Meta(max_length=5, description="The last five changes, newest first."),
     ] = field(default_factory=list)
 
 
@@ -531,30 +535,26 @@ class Status(_Schema, frozen=True):
     selector: Annotated[
         str | None, Meta(description="Label selector of the pods (for /scale).")
     ] = None
-    revision: Annotated[
-        str | None, Meta(description="Revision that the spec asks for.")
-    ] = None
+    revision: Annotated[str | None, Meta(description="Revision that the spec asks for.")] = None
     model: Annotated[
         ModelStatus | None, Meta(description="What is known of the model's files.")
     ] = None
-    plan: Annotated[
-        PlanStatus | None, Meta(description="The engine's memory plan.")
-    ] = None
-    startup: Annotated[
-        StartupStatus | None, Meta(description="How long pods take to start.")
-    ] = None
-    scaling: Annotated[
-        ScalingStatus | None, Meta(description="What the scaler wants and did.")
-    ] = None
+    plan: Annotated[PlanStatus | None, Meta(description="The engine's memory plan.")] = None
+    startup: Annotated[StartupStatus | None, Meta(description="How long pods take to start.")] = (
+        None
+    )
+    scaling: Annotated[ScalingStatus | None, Meta(description="What the scaler wants and did.")] = (
+        None
+    )
 
 
 def decode_spec(spec: object) -> Spec:
-    """A spec as the API server stores it. Raises msgspec.ValidationError with the path that is wrong."""
+    """A spec as stored. Raises msgspec.ValidationError with the path that is wrong."""
     return msgspec.convert(spec, Spec)
 
 
 def decode_status(status: object) -> Status:
-    """A status as the API server stores it; one that does not decode counts as empty, as we write it anew."""
+    """A status as stored; one that does not decode counts as empty, as we write it anew."""
     try:
         return msgspec.convert(status, Status)
     except msgspec.ValidationError:

@@ -1,0 +1,146 @@
+"""The objects around the pods: Deployment, Service, disruption budget, claim, fetch Job. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+from quire_operator import api, names, pods
+from quire_operator.api import Spec
+from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, SERVICE, Kind, Manifest
+from quire_operator.names import Key
+
+
+def owner(key: Key, uid: str, *, controller: bool = True) -> Manifest:
+    """The reference by which garbage collection removes a child with its service."""
+    reference = {"apiVersion": api.API_VERSION, "kind": api.KIND, "name": key.name, "uid": uid}
+    return reference | ({"controller": True} if controller else {})
+
+
+def _head(kind: Kind, namespace: str, name: str) -> Manifest:
+    return {
+        "apiVersion": kind.api_version,
+        "kind": kind.kind,
+        "metadata": {"name": name, "namespace": namespace},
+    }
+
+
+def _child(kind: Kind, key: Key, uid: str, name: str) -> Manifest:
+    manifest = _head(kind, key.namespace, name)
+    manifest["metadata"] |= {"labels": names.labels(key.name), "ownerReferences": [owner(key, uid)]}
+    return manifest
+
+
+def with_digest(manifest: Manifest) -> Manifest:
+    """The manifest with the hash of itself as annotation."""
+    text = msgspec.json.encode(manifest, order="sorted").decode()
+    metadata = manifest["metadata"]
+    annotations = metadata.get("annotations", {}) | {
+        names.ANNOTATION_DIGEST: names.digest(text, 16)
+    }
+    return manifest | {"metadata": metadata | {"annotations": annotations}}
+
+
+def service(key: Key, uid: str) -> Manifest:
+    """One stable address over all revisions; only ready pods are its endpoints."""
+    manifest = _child(SERVICE, key, uid, key.name)
+    port = {
+        "name": "http",
+        "port": names.SERVICE_PORT,
+        "protocol": "TCP",
+        "targetPort": names.ENGINE_PORT,
+    }
+    manifest["spec"] = {"selector": names.selector_labels(key.name), "ports": [port]}
+    return with_digest(manifest)
+
+
+def budget(key: Key, uid: str) -> Manifest:
+    """At most one pod leaves at a time; AlwaysAllow: a pod that is not ready blocks no drain."""
+    manifest = _child(BUDGET, key, uid, key.name)
+    manifest["spec"] = {
+        "maxUnavailable": 1,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": names.selector_labels(key.name)},
+    }
+    return with_digest(manifest)
+
+
+def deployment(
+    key: Key, uid: str, spec: Spec, revision: str, image: str, hf_endpoint: str | None
+) -> Manifest:
+    """The Deployment of one revision, created once. Raises OverlayError."""
+    manifest = _child(DEPLOYMENT, key, uid, names.deployment(key.name, revision))
+    manifest["metadata"]["labels"][names.LABEL_REVISION] = revision
+    manifest["metadata"]["annotations"] = {names.ANNOTATION_SPEC: pods.spec_digest(spec)}
+    selector = {**names.selector_labels(key.name), names.LABEL_REVISION: revision}
+    manifest["spec"] = {
+        "replicas": spec.replicas,
+        "revisionHistoryLimit": 0,
+        # Told in status by our own deadline; Kubernetes' only sets a condition that nobody reads.
+        "selector": {"matchLabels": selector},
+        "strategy": {
+            "type": "RollingUpdate",
+            "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+        },
+        "template": pods.engine_template(key, spec, revision, image, hf_endpoint),
+    }
+    return manifest
+
+
+def claim(key: Key, uid: str, spec: Spec) -> Manifest:
+    """The shared claim with its first owner; the others join under managers of their own."""
+    model = spec.model
+    manifest = _head(CLAIM, key.namespace, names.shared_claim(model.uri, model.revision))
+    manifest["metadata"] |= {
+        "labels": {names.MANAGED_BY: names.MANAGED_BY_VALUE, names.COMPONENT: "cache"},
+        "annotations": {names.ANNOTATION_URI: f"{model.uri}@{model.revision or ''}".rstrip("@")},
+        "ownerReferences": [owner(key, uid, controller=False)],
+    }
+    manifest["spec"] = {
+        "accessModes": [spec.cache.access_mode],
+        "resources": {"requests": {"storage": str(spec.cache.size)}},
+    }
+    if spec.cache.storage_class_name is not None:
+        manifest["spec"]["storageClassName"] = spec.cache.storage_class_name
+    return manifest
+
+
+def claim_owner(key: Key, uid: str, claim_name: str, claim_uid: str) -> Manifest:
+    """What one more service applies to a claim that it shares; the uid prevents a creation."""
+    manifest = _head(CLAIM, key.namespace, claim_name)
+    manifest["metadata"] |= {
+        "uid": claim_uid,
+        "ownerReferences": [owner(key, uid, controller=False)],
+    }
+    return manifest
+
+
+def fetch_job(
+    key: Key,
+    uid: str,
+    spec: Spec,
+    attempt: int,
+    image: str,
+    hf_endpoint: str | None,
+    *,
+    repair: bool,
+) -> Manifest:
+    """One numbered attempt. It never retries by itself: we count attempts and their reasons."""
+    mount = pods.mount_of(spec)
+    content = names.claim_hash(spec.model.uri, spec.model.revision)
+    stem = names.fetch_stem(mount.claim or "", content)
+    manifest = _child(JOB, key, uid, names.fetch_job(stem, attempt))
+    manifest["metadata"]["labels"] |= {names.LABEL_CLAIM: stem, names.COMPONENT: "fetch"}
+    manifest["metadata"]["annotations"] = {names.ANNOTATION_ATTEMPT: str(attempt)}
+    manifest["spec"] = {
+        "backoffLimit": 0,
+        "template": pods.fetch_template(key, spec, stem, image, hf_endpoint, repair=repair),
+    }
+    return manifest
+
+
+def replicas(key: Key, name: str, uid: str, count: int) -> Manifest:
+    """What the field manager of replicas applies to a Deployment."""
+    manifest = _head(DEPLOYMENT, key.namespace, name)
+    manifest["metadata"]["uid"] = uid
+    manifest["spec"] = {"replicas": count}
+    return manifest

@@ -1,0 +1,51 @@
+"""The kinds of objects that we read and write, and what a manifest is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from quire_operator import api
+
+Manifest: TypeAlias = dict[str, Any]
+"""A Kubernetes object as JSON. Built in `children.py` and `pods.py`, sent by `apply.py`, read in
+`views.py`; nothing else looks inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One resource of the API server."""
+
+    api_version: str
+    kind: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str = "") -> str:
+        """The URL path; without namespace, that of the cluster-wide list."""
+        root = "/api/v1" if self.api_version == "v1" else f"/apis/{self.api_version}"
+        parts = [root]
+        if namespace is not None:
+            parts += ["namespaces", namespace]
+        parts.append(self.plural)
+        parts += [part for part in (name, subresource) if part]
+        return "/".join(parts)
+
+
+SERVICE_KIND = Kind(api.API_VERSION, api.KIND, api.PLURAL)
+DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
+SERVICE = Kind("v1", "Service", "services")
+BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+JOB = Kind("batch/v1", "Job", "jobs")
+POD = Kind("v1", "Pod", "pods")
+EVENT = Kind("v1", "Event", "events")
+LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
+
+CHILDREN = (DEPLOYMENT, SERVICE, BUDGET, CLAIM, JOB, POD)
+"""Watched by our label."""
+
+BY_NAME = {kind.kind: kind for kind in (SERVICE_KIND, *CHILDREN, EVENT, LEASE)}
+
+
+def kind_of(manifest: Manifest) -> Kind:
+    return BY_NAME[manifest["kind"]]

@@ -1,0 +1,104 @@
+"""Names, labels, annotations and hashes: the words by which our objects find each other."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from quire_operator.api import GROUP
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGED_BY_VALUE = "quire"
+APP_NAME = "app.kubernetes.io/name"
+APP_NAME_VALUE = "quire-engine"
+COMPONENT = "app.kubernetes.io/component"
+LABEL_SERVICE = f"{GROUP}/service"
+LABEL_REVISION = f"{GROUP}/revision"
+LABEL_CLAIM = f"{GROUP}/claim"
+SELECTOR = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
+
+ANNOTATION_DIGEST = f"{GROUP}/applied"
+"""sha256 (16 hex digits) of what we last applied: with a differing one we want something else."""
+ANNOTATION_SPEC = f"{GROUP}/spec"
+"""On a Deployment: hash of the user's part of the revision, without the pinned image."""
+ANNOTATION_URI = f"{GROUP}/uri"
+"""On a claim: whose files it holds, for people."""
+ANNOTATION_ATTEMPT = f"{GROUP}/attempt"
+"""On a fetch Job: its number."""
+
+MANAGER = "quire"
+MANAGER_REPLICAS = "quire-replicas"
+MANAGER_STATUS = "quire-status"
+MANAGER_SCALER = "quire-scaler"
+
+ENGINE_CONTAINER = "engine"
+FETCH_CONTAINER = "fetch"
+ENGINE_PORT = 8000
+PROGRESS_PORT = 8001
+SERVICE_PORT = 80
+
+
+class Key(NamedTuple):
+    """One InferenceService."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+def claim_manager(uid: str) -> str:
+    """The field manager under which one service holds its owner reference on a shared claim."""
+    return f"quire-{uid}"
+
+
+def digest(text: str, length: int) -> str:
+    """The first `length` hex digits of the text's sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def claim_hash(uri: str, revision: str | None) -> str:
+    """Ten hex digits: which files a model's uri and revision mean."""
+    return digest(f"{uri}@{revision or ''}", 10)
+
+
+def shared_claim(uri: str, revision: str | None) -> str:
+    return f"quire-{claim_hash(uri, revision)}"
+
+
+def fetched_annotation(content: str) -> str:
+    """Annotation of a claim: the fetch of this content (`claim_hash`) ended well, with what."""
+    return f"{GROUP}/fetched.{content}"
+
+
+def failed_annotation(content: str) -> str:
+    """Annotation of a claim: the last fetch of this content failed, how often and why."""
+    return f"{GROUP}/failed.{content}"
+
+
+def deployment(name: str, revision: str) -> str:
+    return f"{name}-{revision}"
+
+
+def fetch_stem(claim: str, content: str) -> str:
+    """What a content's fetches are called after: the claim, and on a claim of the user's, which may
+    hold several contents, the content too. Fits in a label."""
+    return claim if claim.endswith(content) else f"{claim[:36].rstrip('-.')}-{content}"
+
+
+def fetch_job(stem: str, attempt: int) -> str:
+    return f"{stem}-fetch-{attempt}"
+
+
+def selector_labels(name: str) -> dict[str, str]:
+    """What the Service, the budget and /scale select pods by."""
+    return {APP_NAME: APP_NAME_VALUE, LABEL_SERVICE: name}
+
+
+def labels(name: str) -> dict[str, str]:
+    return {MANAGED_BY: MANAGED_BY_VALUE, **selector_labels(name)}
+
+
+def url(key: Key) -> str:
+    return f"http://{key.name}.{key.namespace}.svc.cluster.local/v1"

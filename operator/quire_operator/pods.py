@@ -1,0 +1,275 @@
+"""Pod templates: the engine's pod of a revision, and the fetch's. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from quire_operator import names
+from quire_operator.api import Model, Spec
+from quire_operator.kinds import Manifest
+from quire_operator.names import Key
+from quire_operator.overlay import overlay
+
+USER = 65532
+MODELS = "/models"
+PRE_STOP_SECONDS = 10
+"""While the engine still accepts: the time that kube-proxies have to forget the endpoint."""
+EXIT_SECONDS = 10
+SCHEDULING = (
+    "nodeSelector",
+    "tolerations",
+    "affinity",
+    "schedulerName",
+    "priorityClassName",
+    "runtimeClassName",
+    "imagePullSecrets",
+)
+"""What a fetch takes over from the pod, so that a volume that waits for its first consumer is made
+where the pod will be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """Where a service's files lie: on a claim, or (claim None) in an emptyDir of each pod."""
+
+    claim: str | None
+    folder: str
+    """Where a service's files lie: on a claim, or (claim None) in an emptyDir of each pod."""
+    path: str
+    """What is served, below the volume's root: a folder of safetensors, or a GGUF file."""
+
+    @property
+    def root(self) -> str:
+        return "/".join(part for part in (MODELS, self.folder) if part)
+
+
+def mount_of(spec: Spec) -> Mount:
+    """The volume and path of the spec's model."""
+    model = spec.model
+    if model.uri.startswith("pvc://"):
+        claim, _, path = model.uri.removeprefix("pvc://").strip("/").partition("/")
+        return Mount(claim=claim, folder="", path=path)
+    content = names.claim_hash(model.uri, model.revision)
+    path = "/".join(["model", *file_of(model)])
+    if spec.cache.mode == "none":
+        return Mount(claim=None, folder="", path=path)
+    if spec.cache.mode == "existing":
+        folder = f"quire-{content}"
+        return Mount(claim=spec.cache.existing_claim, folder=folder, path=f"{folder}/{path}")
+    return Mount(claim=names.shared_claim(model.uri, model.revision), folder="", path=path)
+
+
+def file_of(model: Model) -> list[str]:
+    """The path of the one file that a hub uri names below its repository, if any, in parts."""
+    return model.uri.removeprefix("hf://").split("/")[2:]
+
+
+def spec_digest(spec: Spec) -> str:
+    """Hash of what the user asks of a pod. Defaults are left out: a new field changes no hash."""
+    parts = {
+        "model": msgspec.to_builtins(spec.model),
+        "engine": msgspec.to_builtins(spec.engine),
+        "resources": msgspec.to_builtins(spec.resources),
+        "mount": [spec.cache.mode, spec.cache.existing_claim],
+        "drain": spec.rollout.drain_seconds,
+        "podTemplate": spec.pod_template,
+    }
+    parts["model"].pop("credentialsSecret", None)
+    return names.digest(msgspec.json.encode(parts, order="sorted").decode(), 16)
+
+
+def revision_of(digest: str, image: str) -> str:
+    """Eight hex digits that name a revision: the user's part and the image pinned to it."""
+    return names.digest(f"{digest}@{image}", 8)
+
+
+def engine_arguments(key: Key, spec: Spec) -> list[str]:
+    """The command line after the image's entrypoint."""
+    engine = spec.engine
+    path = "/".join(part for part in (MODELS, mount_of(spec).path) if part)
+    flags: list[tuple[str, object]] = [
+        ("--served-model-name", spec.model.served_name or key.name),
+        ("--host", "0.0.0.0"),  # noqa: S104 - a pod's own network
+        ("--port", names.ENGINE_PORT),
+        ("--device", "cuda" if spec.resources.gpus else "cpu"),
+        ("--shutdown-timeout", spec.rollout.drain_seconds),
+        ("--dtype", engine.dtype),
+        ("--max-model-len", engine.max_model_len),
+        ("--max-num-seqs", engine.max_num_seqs),
+        ("--max-num-batched-tokens", engine.max_batched_tokens),
+        ("--gpu-memory-utilization", engine.gpu_memory_utilization),
+        ("--tensor-parallel-size", engine.tensor_parallel),
+    ]
+    arguments = ["serve", path]
+    for flag, value in flags:
+        if value is not None:
+            arguments += [flag, str(value)]
+    if engine.prefix_caching is not None:
+        arguments.append(f"--{'' if engine.prefix_caching else 'no-'}enable-prefix-caching")
+    return arguments + list(engine.extra_args)
+
+
+def fetch_arguments(spec: Spec, root: str, *, repair: bool) -> list[str]:
+    revision = ["--revision", spec.model.revision] if spec.model.revision else []
+    port = ["--progress-port", str(names.PROGRESS_PORT)]
+    return ["fetch", spec.model.uri, root, *revision, *port, *(["--repair"] if repair else [])]
+
+
+def engine_template(
+    key: Key, spec: Spec, revision: str, image: str, hf_endpoint: str | None
+) -> Manifest:
+    """The pod template of a revision, overlay included. Raises OverlayError."""
+    mount = mount_of(spec)
+    template: Manifest = {
+        "metadata": {"labels": {**names.labels(key.name), names.LABEL_REVISION: revision}},
+        "spec": {
+            **_pod_basics(),
+            "terminationGracePeriodSeconds": PRE_STOP_SECONDS
+            + spec.rollout.drain_seconds
+            + EXIT_SECONDS,
+            "containers": [_engine_container(key, spec, image)],
+            "volumes": _volumes(mount, spec),
+            **_gpu_tolerations(spec),
+        },
+    }
+    if mount.claim is None:
+        fetch = _fetch_container(spec, image, MODELS, hf_endpoint, repair=False)
+        template["spec"]["initContainers"] = [fetch]
+    return overlay(template, spec.pod_template)
+
+
+def fetch_template(
+    key: Key, spec: Spec, stem: str, image: str, hf_endpoint: str | None, *, repair: bool
+) -> Manifest:
+    """The pod template of a fetch Job. Without the service's label: it is never an endpoint."""
+    mount = mount_of(spec)
+    serving = engine_template(key, spec, "0" * 8, image, hf_endpoint)["spec"]
+    return {
+        "metadata": {
+            "labels": {
+                names.MANAGED_BY: names.MANAGED_BY_VALUE,
+                names.COMPONENT: "fetch",
+                names.LABEL_CLAIM: stem,
+            }
+        },
+        "spec": {
+            **_pod_basics(),
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 10,
+            "containers": [_fetch_container(spec, image, mount.root, hf_endpoint, repair=repair)],
+            "volumes": _volumes(mount, spec),
+            **{field: serving[field] for field in SCHEDULING if field in serving},
+        },
+    }
+
+
+def _pod_basics() -> Manifest:
+    return {
+        "automountServiceAccountToken": False,
+        # A Service called quire-x would otherwise set QUIRE_X_PORT in every pod beside it.
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def _container_security() -> Manifest:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def _volumes(mount: Mount, spec: Spec) -> list[Manifest]:
+    if mount.claim is None:
+        model: Manifest = {"emptyDir": {"sizeLimit": str(spec.cache.size)}}
+    else:
+        # Not readOnly here: that would attach the volume read-only, and a repair writes beside us.
+        model = {"persistentVolumeClaim": {"claimName": mount.claim}}
+    return [{"name": "models", **model}, {"name": "tmp", "emptyDir": {}}]
+
+
+def _gpu_tolerations(spec: Spec) -> Manifest:
+    """GPU nodes are commonly tainted with their resource's name."""
+    if not spec.resources.gpus:
+        return {}
+    key = spec.resources.gpu_resource
+    return {"tolerations": [{"key": key, "operator": "Exists", "effect": "NoSchedule"}]}
+
+
+def _engine_resources(spec: Spec) -> Manifest:
+    wanted = spec.resources
+    amounts: Manifest = {}
+    if wanted.cpu is not None:
+        amounts["cpu"] = str(wanted.cpu)
+    if wanted.memory is not None:
+        amounts["memory"] = str(wanted.memory)
+    if wanted.gpus:
+        amounts[wanted.gpu_resource] = str(wanted.gpus)
+    return {"requests": amounts, "limits": dict(amounts)} if amounts else {}
+
+
+def _engine_container(key: Key, spec: Spec, image: str) -> Manifest:
+    return {
+        "name": names.ENGINE_CONTAINER,
+        "image": image,
+        "args": engine_arguments(key, spec),
+        "ports": [{"name": "http", "containerPort": names.ENGINE_PORT, "protocol": "TCP"}],
+        "resources": _engine_resources(spec),
+        "securityContext": _container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        # The image has no shell: the kubelet's own sleep.
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+        # /health answers while the model loads, so this only covers the start of the process.
+        "startupProbe": _probe("/health", period=1, timeout=3, failures=300),
+        "livenessProbe": _probe("/health", period=10, timeout=5, failures=3),
+        # A saturated CPU may answer late: one slow answer must not take the endpoint away.
+        "readinessProbe": _probe("/ready", period=1, timeout=3, failures=3),
+        "volumeMounts": [
+            {"name": "models", "mountPath": MODELS, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - an emptyDir
+        ],
+    }
+
+
+def _probe(path: str, *, period: int, timeout: int, failures: int) -> Manifest:
+    return {
+        "httpGet": {"path": path, "port": names.ENGINE_PORT},
+        "periodSeconds": period,
+        "timeoutSeconds": timeout,
+        "failureThreshold": failures,
+    }
+
+
+def _fetch_container(
+    spec: Spec, image: str, root: str, hf_endpoint: str | None, *, repair: bool
+) -> Manifest:
+    environment: list[Manifest] = []
+    if hf_endpoint:
+        environment.append({"name": "HF_ENDPOINT", "value": hf_endpoint})
+    if spec.model.credentials_secret:
+        reference = {"name": spec.model.credentials_secret, "key": "token"}
+        environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    return {
+        "name": names.FETCH_CONTAINER,
+        "image": image,
+        "args": fetch_arguments(spec, root, repair=repair),
+        "env": environment,
+        "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT, "protocol": "TCP"}],
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
+        "securityContext": _container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "models", "mountPath": MODELS},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - an emptyDir
+        ],
+    }

@@ -1,0 +1,130 @@
+"""The process's settings, read once from the environment (prefix QUIRE_)."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from quire_operator.errors import SettingError
+
+T = TypeVar("T")
+PREFIX = "QUIRE_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that one operator process is told from outside."""
+
+    engine_image: str
+    """QUIRE_ENGINE_IMAGE: image of revisions and fetches whose spec names none. Required."""
+
+    hf_endpoint: str | None = None
+    """QUIRE_HF_ENDPOINT: a hub mirror, for fetches. Unset: huggingface.co."""
+
+    namespace: str = "quire-system"
+    """QUIRE_NAMESPACE: where the operator runs and keeps its Lease."""
+
+    pod_name: str = "quire-operator"
+    """QUIRE_POD_NAME: identity in the Lease; default the host's name."""
+
+    watch_namespaces: tuple[str, ...] = ()
+    """QUIRE_WATCH_NAMESPACES: comma-separated; empty watches all."""
+
+    lease_seconds: float = 15.0
+    """QUIRE_LEASE_SECONDS: how long a silent leader is believed in. A dead one is replaced within
+    this plus one retry (a fifth of it): 18 s. At least 3, as it is renewed every third of it."""
+
+    scrape_interval_seconds: float = 5.0
+    """QUIRE_SCRAPE_INTERVAL_SECONDS: the scaling loop's period."""
+
+    metrics_port: int = 9090
+    """QUIRE_METRICS_PORT: the operator's own /metrics."""
+
+    probe_port: int = 8080
+    """QUIRE_PROBE_PORT: /healthz (liveness)."""
+
+    workers: int = 8
+    """QUIRE_WORKERS: reconciles at a time. More than the API server answers is of no use."""
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Reads QUIRE_* settings. Raises SettingError for a missing, unknown or bad one."""
+    reader = _Reader(environment)
+    settings = Settings(
+        engine_image=reader.required("ENGINE_IMAGE"),
+        hf_endpoint=reader.get("HF_ENDPOINT", str, None),
+        namespace=reader.get("NAMESPACE", str, Settings.namespace),
+        pod_name=reader.get("POD_NAME", str, socket.gethostname()),
+        watch_namespaces=reader.get("WATCH_NAMESPACES", _names, ()),
+        lease_seconds=reader.get("LEASE_SECONDS", _at_least(3.0), Settings.lease_seconds),
+        scrape_interval_seconds=reader.get(
+            "SCRAPE_INTERVAL_SECONDS", _at_least(0.5), Settings.scrape_interval_seconds
+        ),
+        metrics_port=reader.get("METRICS_PORT", _port, Settings.metrics_port),
+        probe_port=reader.get("PROBE_PORT", _port, Settings.probe_port),
+        workers=int(reader.get("WORKERS", _at_least(1), float(Settings.workers))),
+    )
+    reader.refuse_unknown()
+    return settings
+
+
+class _Reader:
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._values = {k: v for k, v in environment.items() if k.startswith(PREFIX) and v != ""}
+        self._known: set[str] = set()
+
+    def get(self, key: str, parse: Callable[[str], T], default: T) -> T:
+        key = PREFIX + key
+        self._known.add(key)
+        if key not in self._values:
+            return default
+        try:
+            return parse(self._values[key])
+        except ValueError as e:
+            raise SettingError(f"{key} has value {self._values[key]!r}: {e}") from None
+
+    def required(self, key: str) -> str:
+        value = self.get(key, str, "")
+        if not value:
+            raise SettingError(f"{PREFIX}{key} is not set: name the engine image that pods run")
+        return value
+
+    def refuse_unknown(self) -> None:
+        left = set(self._values) - self._known - _OTHERS
+        unknown = sorted(key for key in left if not _SERVICE_LINK.search(key))
+        if unknown:
+            raise SettingError(
+                f"unknown setting {unknown[0]}; the known ones are {', '.join(sorted(self._known))}"
+            )
+
+
+_OTHERS = {"QUIRE_KUBECONFIG"}
+"""Read by the tests' tools, which share our prefix and may start us."""
+
+
+_SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT)|PORT)(_[A-Z0-9_]+)?$")
+"""Variables that the kubelet makes for Services whose names begin with `quire-`."""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _at_least(low: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value < float("inf"):
+            raise ValueError(f"must be a number >= {low}")
+        return value
+
+    return parse
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError("must be a port, 0 to 65535")
+    return value

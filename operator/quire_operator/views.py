@@ -1,0 +1,380 @@
+"""Projections: the little that we keep of each object that passes by (a whole pod is 30 KiB).
+
+`project` turns an object's JSON into one of the dataclasses below. Services and budgets keep `body`
+too: their JSON without status and managedFields, as bytes, so that a drift can be seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from quire_operator import api, names
+from quire_operator.kinds import (
+    BUDGET,
+    CLAIM,
+    DEPLOYMENT,
+    JOB,
+    POD,
+    SERVICE,
+    SERVICE_KIND,
+    Kind,
+    Manifest,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """What every object has."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    created: float
+    """Epoch seconds."""
+    deleting: bool
+    owners: tuple[str, ...]
+    """uids"""
+    service: str | None
+    """Label: the service that it serves."""
+    annotations: Mapping[str, str]
+    """Ours only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceView:
+    """An InferenceService. `spec` is None where it does not decode; `error` says why."""
+
+    meta: Meta
+    generation: int
+    spec: api.Spec | None
+    error: str | None
+    status: api.Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildView:
+    """A Service or a PodDisruptionBudget."""
+
+    meta: Meta
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimView:
+    """A PersistentVolumeClaim."""
+
+    meta: Meta
+    managed: bool
+    """Whether it carries our label."""
+    phase: str
+    size: str
+    storage_class: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentView:
+    """A Deployment of one revision."""
+
+    meta: Meta
+    revision: str
+    replicas: int
+    ready: int
+    image: str
+    failure: str | None
+    """Why pods could not be made (condition ReplicaFailure)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """One numbered fetch."""
+
+    meta: Meta
+    claim: str
+    """The stem of its name."""
+    attempt: int
+    succeeded: bool
+    failed: bool
+    finished: float | None
+    """Epoch seconds."""
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a container ended."""
+
+    code: int
+    reason: str
+    message: str
+    finished: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerView:
+    """One container's state: waiting, running or exited now, and how it ended before."""
+
+    name: str
+    waiting: str | None
+    waiting_message: str
+    running: bool
+    exited: Exit | None
+    last_exit: Exit | None
+    restarts: int
+    memory_limit: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodView:
+    """A pod that serves or fetches."""
+
+    meta: Meta
+    revision: str | None
+    job: str | None
+    claim: str | None
+    """Of a pod that fetches: the stem of its Job's name."""
+    ip: str | None
+    node: str | None
+    phase: str
+    phase_reason: str
+    phase_message: str
+    unschedulable: str | None
+    """The scheduler's words, while it finds no node."""
+    ready: bool
+    ready_since: float | None
+    started: float | None
+    init: ContainerView | None
+    main: ContainerView | None
+
+
+View = ServiceView | ChildView | ClaimView | DeploymentView | JobView | PodView
+
+
+def epoch(text: str | None) -> float | None:
+    """Seconds since 1970 of an RFC 3339 time."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else None
+
+
+def _meta(body: Manifest) -> Meta:
+    meta = body["metadata"]
+    annotations = meta.get("annotations") or {}
+    return Meta(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        resource_version=meta.get("resourceVersion", ""),
+        created=epoch(meta.get("creationTimestamp")) or 0.0,
+        deleting=bool(meta.get("deletionTimestamp")),
+        owners=tuple(owner["uid"] for owner in meta.get("ownerReferences") or ()),
+        service=_labels(body).get(names.LABEL_SERVICE),
+        annotations={k: v for k, v in annotations.items() if k.startswith(f"{api.GROUP}/")},
+    )
+
+
+def _labels(body: Manifest) -> Mapping[str, str]:
+    return _labels(body)
+
+
+def _body(body: Manifest) -> bytes:
+    kept = {k: v for k, v in body.items() if k != "status"}
+    kept["metadata"] = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
+    return msgspec.json.encode(kept)
+
+
+def _service(body: Manifest) -> ServiceView:
+    spec, error = None, None
+    try:
+        spec = api.decode_spec(body.get("spec") or {})
+    except msgspec.ValidationError as e:
+        error = str(e)
+    return ServiceView(
+        meta=_meta(body),
+        generation=body["metadata"].get("generation", 0),
+        spec=spec,
+        error=error,
+        status=api.decode_status(body.get("status") or {}),
+    )
+
+
+def _child(body: Manifest) -> ChildView:
+    return ChildView(meta=_meta(body), body=_body(body))
+
+
+def _claim(body: Manifest) -> ClaimView:
+    spec, status = body.get("spec") or {}, body.get("status") or {}
+    requests = (spec.get("resources") or {}).get("requests") or {}
+    return ClaimView(
+        meta=_meta(body),
+        managed=_labels(body).get(names.MANAGED_BY) == names.MANAGED_BY_VALUE,
+        phase=status.get("phase", "Pending"),
+        size=str(requests.get("storage", "")),
+        storage_class=spec.get("storageClassName"),
+    )
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    found = [c for c in status.get("conditions") or () if c.get("type") == kind]
+    return found[0] if found else {}
+
+
+def _deployment(body: Manifest) -> DeploymentView:
+    spec, status = body.get("spec") or {}, body.get("status") or {}
+    failure = _condition(status, "ReplicaFailure")
+    containers = spec["template"]["spec"]["containers"]
+    images = [c.get("image", "") for c in containers if c["name"] == names.ENGINE_CONTAINER]
+    current = status.get("observedGeneration", 0) >= body["metadata"].get("generation", 0)
+    return DeploymentView(
+        meta=_meta(body),
+        revision=_labels(body).get(names.LABEL_REVISION, ""),
+        replicas=spec.get("replicas", 1),
+        ready=status.get("readyReplicas", 0) if current else 0,
+        image=images[0] if images else "",
+        failure=failure.get("message") if failure.get("status") == "True" else None,
+    )
+
+
+def _job(body: Manifest) -> JobView:
+    status = body.get("status") or {}
+    failed = _condition(status, "Failed")
+    complete = _condition(status, "Complete")
+    attempt = _meta(body).annotations.get(names.ANNOTATION_ATTEMPT, "0")
+    ended = complete.get("lastTransitionTime") or failed.get("lastTransitionTime")
+    return JobView(
+        meta=_meta(body),
+        claim=_labels(body).get(names.LABEL_CLAIM, ""),
+        attempt=int(attempt) if attempt.isdigit() else 0,
+        succeeded=complete.get("status") == "True",
+        failed=failed.get("status") == "True",
+        finished=epoch(ended),
+        failure=failed.get("message"),
+    )
+
+
+def _exit(state: Mapping[str, Any]) -> Exit | None:
+    ended = state.get("terminated")
+    if not ended:
+        return None
+    return Exit(
+        code=ended.get("exitCode", 0),
+        reason=ended.get("reason", ""),
+        message=ended.get("message", ""),
+        finished=epoch(ended.get("finishedAt")) or 0.0,
+    )
+
+
+def _container(spec: Mapping[str, Any], statuses: list[Mapping[str, Any]]) -> ContainerView:
+    found = [s for s in statuses if s["name"] == spec["name"]]
+    status: Mapping[str, Any] = found[0] if found else {}
+    state = status.get("state") or {}
+    waiting = state.get("waiting") or {}
+    limit = ((spec.get("resources") or {}).get("limits") or {}).get("memory")
+    return ContainerView(
+        name=spec["name"],
+        waiting=waiting.get("reason"),
+        waiting_message=waiting.get("message", ""),
+        running="running" in state,
+        exited=_exit(state),
+        last_exit=_exit(status.get("lastState") or {}),
+        restarts=status.get("restartCount", 0),
+        memory_limit=str(limit) if limit is not None else None,
+    )
+
+
+def _named(
+    spec: Mapping[str, Any], status: Mapping[str, Any], wanted: str, *, init: bool
+) -> ContainerView | None:
+    field = ("initContainers", "initContainerStatuses")
+    key, status_key = field if init else ("containers", "containerStatuses")
+    for container in spec.get(key) or ():
+        if container["name"] == wanted:
+            return _container(container, status.get(status_key) or [])
+    return None
+
+
+def _pod(body: Manifest) -> PodView:
+    spec, status = body.get("spec") or {}, body.get("status") or {}
+    labels = _labels(body)
+    scheduled, ready = _condition(status, "PodScheduled"), _condition(status, "Ready")
+    stuck = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
+    job = labels.get("batch.kubernetes.io/job-name")
+    main = names.FETCH_CONTAINER if job else names.ENGINE_CONTAINER
+    is_ready = ready.get("status") == "True"
+    return PodView(
+        meta=_meta(body),
+        revision=labels.get(names.LABEL_REVISION),
+        job=job,
+        claim=labels.get(names.LABEL_CLAIM),
+        ip=status.get("podIP"),
+        node=spec.get("nodeName"),
+        phase=status.get("phase", "Pending"),
+        phase_reason=status.get("reason", ""),
+        phase_message=status.get("message", ""),
+        unschedulable=scheduled.get("message", "") if stuck else None,
+        ready=is_ready,
+        ready_since=epoch(ready.get("lastTransitionTime")) if is_ready else None,
+        started=epoch(status.get("startTime")),
+        init=_named(spec, status, names.FETCH_CONTAINER, init=True),
+        main=_named(spec, status, main, init=False),
+    )
+
+
+_PROJECTIONS: dict[Kind, Callable[[Manifest], View]] = {
+    SERVICE_KIND: _service,
+    SERVICE: _child,
+    BUDGET: _child,
+    CLAIM: _claim,
+    DEPLOYMENT: _deployment,
+    JOB: _job,
+    POD: _pod,
+}
+
+
+def project(kind: Kind, body: Manifest) -> View:
+    """The projection of one object as the API server sent it."""
+    return _PROJECTIONS[kind](body)
+
+
+_QUANTITY = re.compile(r"^([0-9.]+)([a-zA-Z]*)$")
+_FACTORS = {
+    "": 1.0,
+    "m": 1e-3,
+    **{suffix: 1000.0 ** (i + 1) for i, suffix in enumerate(("k", "M", "G", "T", "P", "E"))},
+    **{suffix: 1024.0 ** (i + 1) for i, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"))},
+}
+
+
+def quantity(value: object) -> float | None:
+    """The number that a Kubernetes quantity means; None for what is none."""
+    match = _QUANTITY.match(str(value))
+    if not match or match[2] not in _FACTORS:
+        return None
+    try:
+        return float(match[1]) * _FACTORS[match[2]]
+    except ValueError:
+        return None
+
+
+def holds(live: object, wanted: object) -> bool:
+    """Whether the live value has all that is wanted.
+
+    The API server adds defaults, drops empty values and rewrites quantities ("1000m" is "1"); list
+    items that others own may lie between ours.
+    """
+    if isinstance(wanted, dict):
+        fields = live if isinstance(live, dict) else {}
+        return all(holds(fields.get(key), value) for key, value in wanted.items())
+    if isinstance(wanted, list):
+        items = live if isinstance(live, list) else []
+        return all(any(holds(item, value) for item in items) for value in wanted)
+    if live is None:
+        return not wanted
+    if live == wanted and isinstance(live, bool) == isinstance(wanted, bool):
+        return True
+    number = quantity(wanted) if not isinstance(wanted, bool) else None
+    return number is not None and number == quantity(live)

@@ -1,0 +1,294 @@
+"""The cache: what the watches have told so far, by kind and by service. No I/O, no clock.
+
+`main.py` feeds it, `reconcile.py` and the scaling loop read it, the work queue is woken by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+from quire_operator import api, names
+from quire_operator.kinds import CLAIM, DEPLOYMENT, JOB, POD, SERVICE_KIND, Kind
+from quire_operator.names import Key
+from quire_operator.views import (
+    ClaimView,
+    DeploymentView,
+    JobView,
+    Meta,
+    PodView,
+    ServiceView,
+    View,
+)
+
+MAX_DECISIONS = 5
+V = TypeVar("V", ServiceView, ClaimView, DeploymentView, JobView, PodView)
+
+
+@dataclass(frozen=True, slots=True)
+class PodEndpoint:
+    """A ready pod, as the scraper needs it."""
+
+    name: str
+    ip: str
+    port: int
+    revision: str
+    ready_since: float
+    """Epoch seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One service, as the scaler sees it."""
+
+    key: Key
+    spec: api.Spec
+    replicas: int
+    """spec.replicas: what is asked for."""
+    ready_pods: tuple[PodEndpoint, ...]
+    pending: int
+    """Wanted or present pods that are not ready; unschedulable ones not counted."""
+    unschedulable: int
+    deleting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingReport:
+    """What the scaler found for one service: becomes condition Scaling and status.scaling."""
+
+    desired: int | None
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    decision: api.ScalingDecision | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingRecord:
+    """The last report and the decisions of this process, newest first."""
+
+    report: ScalingReport
+    decisions: tuple[api.ScalingDecision, ...]
+
+
+class World:
+    """Owner of all projections. `wake(key)` is called for each service that an event concerns."""
+
+    def __init__(self, wake: Callable[[Key], None] = lambda key: None) -> None:
+        self._wake = wake
+        self._objects: dict[Kind, dict[Key, View]] = {}
+        self._by_service: dict[tuple[Kind, Key], set[Key]] = {}
+        self._claims: dict[Key, set[Key]] = {}
+        self._scaling: dict[Key, ScalingRecord] = {}
+        self._startup: dict[Key, float] = {}
+        self._was_ready: set[str] = set()
+
+    # ---- feeding ----
+
+    def put(self, kind: Kind, view: View) -> None:
+        """Stores a projection, unless an event out of order brings an older one, and wakes."""
+        at = Key(view.meta.namespace, view.meta.name)
+        before = self._objects.setdefault(kind, {}).get(at)
+        if before is not None and _older(view.meta, before.meta):
+            return
+        if before is not None:
+            self._unlink(kind, at, before)
+        self._objects[kind][at] = view
+        self._note_startup(before, view)
+        self._link(kind, at, view)
+        self._notify(kind, at, before)
+        self._notify(kind, at, view)
+
+    def drop(self, kind: Kind, at: Key, uid: str | None = None) -> None:
+        """Forgets an object that is gone; with `uid` only if it is still that one."""
+        before = self._objects.get(kind, {}).get(at)
+        if before is None or (uid is not None and before.meta.uid != uid):
+            return
+        del self._objects[kind][at]
+        self._unlink(kind, at, before)
+        self._was_ready.discard(before.meta.uid)
+        if kind is SERVICE_KIND:
+            self._scaling.pop(at, None)
+            self._startup.pop(at, None)
+        self._notify(kind, at, before)
+
+    def record_scaling(self, key: Key, report: ScalingReport) -> None:
+        """Takes the scaler's report into the next status; wakes the service if it is news."""
+        before = self._scaling.get(key)
+        decisions = before.decisions if before else ()
+        if report.decision is not None:
+            decisions = (report.decision, *decisions)[:MAX_DECISIONS]
+        record = ScalingRecord(replace(report, decision=None), decisions)
+        if record != before:
+            self._scaling[key] = record
+            self._wake(key)
+
+    # ---- reading ----
+
+    def keys(self) -> list[Key]:
+        """All services."""
+        return list(self._objects.get(SERVICE_KIND, {}))
+
+    def get(self, kind: Kind, at: Key) -> View | None:
+        return self._objects.get(kind, {}).get(at)
+
+    def all(self, kind: Kind) -> dict[Key, View]:
+        """A copy of everything known of one kind."""
+        return dict(self._objects.get(kind, {}))
+
+    def service(self, key: Key) -> ServiceView | None:
+        view = self.get(SERVICE_KIND, key)
+        return view if isinstance(view, ServiceView) else None
+
+    def claim(self, at: Key) -> ClaimView | None:
+        view = self.get(CLAIM, at)
+        return view if isinstance(view, ClaimView) else None
+
+    def claims_owned(self, namespace: str, uid: str) -> list[ClaimView]:
+        """Claims that hold an owner reference to this uid."""
+        views = (v for at, v in self._objects.get(CLAIM, {}).items() if at.namespace == namespace)
+        return [v for v in views if isinstance(v, ClaimView) and uid in v.meta.owners]
+
+    def deployments(self, key: Key) -> list[DeploymentView]:
+        return [v for v in self._children(DEPLOYMENT, key) if isinstance(v, DeploymentView)]
+
+    def pods(self, key: Key) -> list[PodView]:
+        """The pods that serve."""
+        views = [v for v in self._children(POD, key) if isinstance(v, PodView)]
+        return [v for v in views if v.job is None]
+
+    def jobs(self, namespace: str, claim: str) -> list[JobView]:
+        views = self._linked(JOB, Key(namespace, claim))
+        return [v for v in views if isinstance(v, JobView)]
+
+    def job_pods(self, namespace: str, claim: str) -> list[PodView]:
+        views = self._linked(POD, Key(namespace, claim))
+        return [v for v in views if isinstance(v, PodView) and v.job is not None]
+
+    def scaling(self, key: Key) -> ScalingRecord | None:
+        return self._scaling.get(key)
+
+    def snapshot(self, key: Key) -> Snapshot | None:
+        """None for a service that is gone or whose spec does not decode."""
+        service = self.service(key)
+        if service is None or service.spec is None:
+            return None
+        present = [pod for pod in self.pods(key) if not pod.meta.deleting]
+        ready = tuple(_endpoint(pod) for pod in present if pod.ready and pod.ip)
+        unschedulable = sum(pod.unschedulable is not None for pod in present)
+        wanted = max(service.spec.replicas, len(present))
+        return Snapshot(
+            key=key,
+            spec=service.spec,
+            replicas=service.spec.replicas,
+            ready_pods=ready,
+            pending=max(0, wanted - len(ready) - unschedulable),
+            unschedulable=unschedulable,
+            deleting=service.meta.deleting,
+        )
+
+    def startup_seconds(self, key: Key) -> float | None:
+        """Seconds from start to readiness of the pod that last became ready under our eyes."""
+        return self._startup.get(key)
+
+    # ---- links ----
+
+    def _note_startup(self, before: View | None, view: View) -> None:
+        """The first readiness of a pod whose start we saw: a later one is no start-up."""
+        if not isinstance(view, PodView) or not view.ready or view.meta.uid in self._was_ready:
+            return
+        self._was_ready.add(view.meta.uid)
+        seen_before = isinstance(before, PodView) and not before.ready
+        if seen_before and view.meta.service and view.ready_since and view.started:
+            key = Key(view.meta.namespace, view.meta.service)
+            self._startup[key] = view.ready_since - view.started
+
+    def _children(self, kind: Kind, key: Key) -> Iterator[View]:
+        objects = self._objects.get(kind, {})
+        return (objects[at] for at in sorted(self._by_service.get((kind, key), ())))
+
+    _linked = _children
+
+    def _link(self, kind: Kind, at: Key, view: View) -> None:
+        for key in self._concerned(kind, at, view):
+            self._by_service.setdefault((kind, key), set()).add(at)
+        if isinstance(view, ServiceView) and view.spec is not None:
+            for claim in claims_of(at, view.spec):
+                self._claims.setdefault(claim, set()).add(at)
+
+    def _unlink(self, kind: Kind, at: Key, view: View) -> None:
+        for key in self._concerned(kind, at, view):
+            self._by_service.get((kind, key), set()).discard(at)
+        if isinstance(view, ServiceView) and view.spec is not None:
+            for claim in claims_of(at, view.spec):
+                self._claims.get(claim, set()).discard(at)
+
+    def _concerned(self, kind: Kind, at: Key, view: View) -> list[Key]:
+        """What an object is filed under: its service, or its claim for Jobs and their pods."""
+        if isinstance(view, JobView):
+            return [Key(at.namespace, view.claim)]
+        if isinstance(view, PodView) and view.claim is not None:
+            return [Key(at.namespace, view.claim)]
+        if kind is SERVICE_KIND or kind is CLAIM or view.meta.service is None:
+            return []
+        return [Key(at.namespace, view.meta.service)]
+
+    def _notify(self, kind: Kind, at: Key, view: View | None) -> None:
+        if view is None:
+            return
+        if kind is SERVICE_KIND:
+            self._wake(at)
+            return
+        claim = at if kind is CLAIM else None
+        for key in self._concerned(kind, at, view):
+            if isinstance(view, JobView) or (isinstance(view, PodView) and view.claim):
+                claim = key
+            else:
+                self._wake(key)
+        if claim is not None:
+            for key in self._users(claim, view):
+                self._wake(key)
+
+    def _users(self, claim: Key, view: View) -> set[Key]:
+        """Services that use a claim, or own it still from before their spec changed."""
+        users = set(self._claims.get(claim, ()))
+        owners = set(view.meta.owners)
+        for key, service in self._objects.get(SERVICE_KIND, {}).items():
+            if key.namespace == claim.namespace and service.meta.uid in owners:
+                users.add(key)
+        return users
+
+
+def claims_of(key: Key, spec: api.Spec) -> list[Key]:
+    """The stems of names that a service's claim and Jobs have: see `names.fetch_job`."""
+    if spec.model.uri.startswith("pvc://") or spec.cache.mode == "none":
+        return []
+    content = names.claim_hash(spec.model.uri, spec.model.revision)
+    if spec.cache.mode == "existing" and spec.cache.existing_claim:
+        claim = spec.cache.existing_claim
+        return [Key(key.namespace, claim), Key(key.namespace, names.fetch_stem(claim, content))]
+    return [Key(key.namespace, names.shared_claim(spec.model.uri, spec.model.revision))]
+
+
+def _endpoint(pod: PodView) -> PodEndpoint:
+    return PodEndpoint(
+        name=pod.meta.name,
+        ip=pod.ip or "",
+        port=names.ENGINE_PORT,
+        revision=pod.revision or "",
+        ready_since=pod.ready_since or 0.0,
+    )
+
+
+def _older(new: Meta, known: Meta) -> bool:
+    """Whether a projection is behind the known one (of the same object).
+
+    resourceVersions of one resource are ordered numbers since Kubernetes 1.33 (KEP-5504); our own
+    writes' answers arrive before the watch tells of them.
+    """
+    if new.uid != known.uid:
+        return new.created < known.created
+    if new.resource_version.isdigit() and known.resource_version.isdigit():
+        return int(new.resource_version) < int(known.resource_version)
+    return False
