@@ -1,0 +1,227 @@
+"""A model's files into a packed Decoder: fused QKV and gate-up, names and shapes checked."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import quire_kernels as kernels
+from quire_engine.config import EngineConfig
+from quire_engine.errors import ModelMissing, ModelUnsupported
+from quire_engine.gguf import GgufFile
+from quire_engine.models.config import ModelConfig, from_gguf, read_config
+from quire_engine.models.decoder import Decoder, DecoderWeights, LayerWeights
+from quire_engine.models.rope import cos_sin_table
+from quire_engine.weight_files import (
+    ROPE_FACTORS,
+    GgufSource,
+    RandomSource,
+    SafetensorsSource,
+    WeightSource,
+)
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A decoder, ready to run on its device."""
+
+    decoder: Decoder
+    weight_bytes: int  # packed, as they lie in memory
+    weight_dtype: str  # of the matrices
+    activation_dtype: torch.dtype
+    device: torch.device
+
+
+def load_model(
+    config: EngineConfig, device: torch.device, on_tensor: Callable[[], None] = lambda: None
+) -> LoadedModel:
+    """Read, check and pack the model that `config` names. `on_tensor` is called for each tensor.
+
+    Raises ModelMissing, ModelCorrupt or ModelUnsupported.
+    """
+    model, source = _open(config)
+    _check_names(model, source)
+    weight_dtype = _weight_dtype(config, device, source)
+    activation_dtype = torch.float32 if device.type == "cpu" else weight_dtype or torch.bfloat16
+    reader = _Reader(
+        source, expected_shapes(model), device, weight_dtype, activation_dtype, on_tensor
+    )
+    weights = _weights(model, reader, config.max_model_len or model.max_model_len)
+    return LoadedModel(
+        decoder=Decoder(model, weights),
+        weight_bytes=weight_bytes(weights),
+        weight_dtype=str(reader.matrix_dtype).removeprefix("torch."),
+        activation_dtype=activation_dtype,
+        device=device,
+    )
+
+
+def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a model of this config has, by Hugging Face name."""
+    hidden, inner, dim = model.hidden_size, model.intermediate_size, model.head_dim
+    query_rows, kv_rows = model.num_heads * dim, model.num_kv_heads * dim
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (query_rows, hidden),
+        "self_attn.k_proj.weight": (kv_rows, hidden),
+        "self_attn.v_proj.weight": (kv_rows, hidden),
+        "self_attn.o_proj.weight": (hidden, query_rows),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    if model.qkv_bias:
+        layer["self_attn.q_proj.bias"] = (query_rows,)
+        layer["self_attn.k_proj.bias"] = layer["self_attn.v_proj.bias"] = (kv_rows,)
+    if model.output_bias:
+        layer["self_attn.o_proj.bias"] = (hidden,)
+    if model.qk_norm:
+        layer["self_attn.q_norm.weight"] = layer["self_attn.k_norm.weight"] = (dim,)
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (model.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not model.tie_word_embeddings:
+        shapes["lm_head.weight"] = (model.vocab_size, hidden)
+    for number in range(model.num_layers):
+        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
+    return shapes
+
+
+def weight_bytes(weights: DecoderWeights) -> int:
+    """Bytes of all packed matrices and norms; a tied head counts once."""
+    packed = {id(weights.embedding): weights.embedding, id(weights.head): weights.head}
+    total = sum(matrix.nbytes for matrix in packed.values()) + weights.final_norm.nbytes
+    for layer in weights.layers:
+        for name in LayerWeights.__slots__:
+            value = getattr(layer, name)
+            total += 0 if value is None else value.nbytes
+    return total
+
+
+def _open(config: EngineConfig) -> tuple[ModelConfig, WeightSource]:
+    path = Path(config.model)
+    if path.suffix == ".gguf":
+        file = GgufFile.open(path)
+        return from_gguf(file.metadata, frozenset(file.tensors)), GgufSource(file)
+    if not path.is_dir():
+        raise ModelMissing(
+            f"model must be a folder or a .gguf file, got {path}; fetch it there first"
+        )
+    model = read_config(path)
+    if config.load_format == "dummy":
+        return model, RandomSource(expected_shapes(model), config.seed)
+    return model, SafetensorsSource(path)
+
+
+def _check_names(model: ModelConfig, source: WeightSource) -> None:
+    expected = expected_shapes(model).keys()
+    missing = sorted(expected - source.names)
+    # Old checkpoints carry rotary tables, tied ones a copy of the embedding: both are derived.
+    derived = {"lm_head.weight", ROPE_FACTORS}
+    extra = sorted(n for n in source.names - expected - derived if not n.endswith("inv_freq"))
+    if missing or extra:
+        raise ModelUnsupported(
+            f"the weights must be those of {model.architecture}, {model.num_layers} layers, "
+            f"got {len(missing)} missing ({', '.join(missing[:3])}) and {len(extra)} unknown "
+            f"({', '.join(extra[:3])}); config and weights must come from one model"
+        )
+
+
+def _weight_dtype(
+    config: EngineConfig, device: torch.device, source: WeightSource
+) -> torch.dtype | None:
+    """What matrices are converted to; None keeps the checkpoint's own dtype."""
+    if config.dtype != "auto":
+        return TORCH_DTYPES[config.dtype]
+    return None if device.type == "cpu" else torch.bfloat16
+
+
+class _Reader:
+    """Reads tensors of the expected shapes onto the device in the right dtype."""
+
+    def __init__(
+        self,
+        source: WeightSource,
+        shapes: Mapping[str, tuple[int, ...]],
+        device: torch.device,
+        weight_dtype: torch.dtype | None,
+        activation_dtype: torch.dtype,
+        on_tensor: Callable[[], None],
+    ) -> None:
+        self._source = source
+        self._shapes = shapes
+        self._device = device
+        self._weight_dtype = weight_dtype
+        self._activation_dtype = activation_dtype
+        self._on_tensor = on_tensor
+        self.matrix_dtype = weight_dtype
+
+    def has(self, name: str) -> bool:
+        """Whether the model has tensor `name`."""
+        return name in self._shapes
+
+    def matrix(self, *names: str) -> kernels.PackedLinear:
+        """The matrices `names`, one under the other, packed."""
+        parts = [self._read(name) for name in names]
+        weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+        weight = weight.to(self._device, self._weight_dtype or weight.dtype)
+        self.matrix_dtype = weight.dtype
+        return kernels.pack_linear(weight)
+
+    def vector(self, *names: str) -> Tensor:
+        """The vectors `names`, one after the other, in the activations' dtype."""
+        parts = [self._read(name) for name in names]
+        return torch.cat(parts).to(self._device, self._activation_dtype)
+
+    def rope_factors(self) -> Tensor | None:
+        """A GGUF's frequency factors, where it has them."""
+        return self._source.read(ROPE_FACTORS) if ROPE_FACTORS in self._source.names else None
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self._source.read(name)
+        if tuple(tensor.shape) != self._shapes[name]:
+            raise ModelUnsupported(
+                f"{name} must have the shape {self._shapes[name]} that the config says, got "
+                f"{tuple(tensor.shape)}; config and weights must come from one model"
+            )
+        self._on_tensor()
+        return tensor
+
+
+def _weights(model: ModelConfig, reader: _Reader, num_positions: int) -> DecoderWeights:
+    embedding = reader.matrix("model.embed_tokens.weight")
+    table = cos_sin_table(model.rope, model.head_dim, num_positions, reader.rope_factors())
+    final_norm = reader.vector("model.norm.weight")
+    return DecoderWeights(
+        embedding=embedding,
+        layers=tuple(_layer(reader, f"model.layers.{n}.") for n in range(model.num_layers)),
+        final_norm=final_norm,
+        head=embedding if model.tie_word_embeddings else reader.matrix("lm_head.weight"),
+        cos_sin=table.to(final_norm.device),
+    )
+
+
+def _layer(reader: _Reader, prefix: str) -> LayerWeights:
+    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+
+    def optional(*names: str) -> Tensor | None:
+        return reader.vector(*names) if reader.has(names[0]) else None
+
+    return LayerWeights(
+        input_norm=reader.vector(f"{prefix}input_layernorm.weight"),
+        qkv=reader.matrix(*(f"{attention}{part}_proj.weight" for part in "qkv")),
+        qkv_bias=optional(*(f"{attention}{part}_proj.bias" for part in "qkv")),
+        query_norm=optional(f"{attention}q_norm.weight"),
+        key_norm=optional(f"{attention}k_norm.weight"),
+        output=reader.matrix(f"{attention}o_proj.weight"),
+        output_bias=optional(f"{attention}o_proj.bias"),
+        post_norm=reader.vector(f"{prefix}post_attention_layernorm.weight"),
+        gate_up=reader.matrix(f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"),
+        down=reader.matrix(f"{mlp}down_proj.weight"),
+    )

@@ -1,0 +1,138 @@
+"""A decoder of the Llama family (Llama, SmolLM2, Qwen2, Qwen3): weights and forward pass.
+
+The members differ in three switches of ModelConfig: a bias on QKV (Qwen2), a norm on each head's
+query and key (Qwen3), an output head that is the embedding (SmolLM2, small Qwens). Query, key and
+value are one matrix product, gate and up another. T counts the tokens of all sequences in a step.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import quire_kernels as kernels
+from quire_engine.models.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer. H hidden, D head_dim, I intermediate; packed weights are [outputs, inputs]."""
+
+    input_norm: Tensor  # [H]
+    qkv: kernels.PackedLinear  # [(num_heads + 2 * num_kv_heads) * D, H]
+    qkv_bias: Tensor | None
+    query_norm: Tensor | None  # [D]
+    key_norm: Tensor | None  # [D]
+    output: kernels.PackedLinear  # [H, num_heads * D]
+    output_bias: Tensor | None
+    post_norm: Tensor  # [H]
+    gate_up: kernels.PackedLinear  # [2 * I, H]
+    down: kernels.PackedLinear  # [H, I]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """All of a model's weights, packed."""
+
+    embedding: kernels.PackedLinear  # [vocab, H]
+    layers: tuple[LayerWeights, ...]
+    final_norm: Tensor  # [H]
+    head: kernels.PackedLinear  # [vocab, H]; the embedding itself where they are tied
+    cos_sin: Tensor  # [max_model_len, D] float32
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """Keys and values of one layer, [num_blocks, block_size, num_kv_heads, D] each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step's tokens, flattened, and where each finds its past."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slot_mapping: Tensor  # [T] int64, where each token's key and value go
+    query_start_loc: Tensor  # [B + 1] int32
+    seq_lens: Tensor  # [B] int32, this step's tokens included
+    block_tables: Tensor  # [B, max_blocks] int32
+    logits_rows: Tensor  # [R] int64, the tokens whose logits are wanted
+
+
+class Decoder:
+    """Runs steps. Holds no state but the weights; the KV cache is the caller's."""
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+        self.config = config
+        self.weights = weights
+
+    def forward(self, inputs: StepInputs, caches: tuple[KVCache, ...]) -> Tensor:
+        """Logits [R, vocab] float32 of the rows that `inputs` asks for; fills the caches."""
+        eps, weights = self.config.rms_norm_eps, self.weights
+        residual = kernels.embedding(inputs.token_ids, weights.embedding)
+        hidden = kernels.rms_norm(residual, weights.layers[0].input_norm, eps)
+        next_norms = [layer.input_norm for layer in weights.layers[1:]] + [weights.final_norm]
+        for layer, cache, next_norm in zip(weights.layers, caches, next_norms, strict=True):
+            hidden = self._attention(layer, cache, hidden, inputs)
+            hidden, residual = kernels.add_rms_norm(hidden, residual, layer.post_norm, eps)
+            hidden = kernels.linear(
+                kernels.silu_mul(kernels.linear(hidden, layer.gate_up)), layer.down
+            )
+            hidden, residual = kernels.add_rms_norm(hidden, residual, next_norm, eps)
+        return self._logits(hidden[inputs.logits_rows])
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        if not len(hidden):  # a step of chunks that reach no sequence's end
+            return hidden.new_empty((0, self.config.vocab_size), dtype=torch.float32)
+        return kernels.linear(hidden, self.weights.head).float()
+
+    def _attention(
+        self, layer: LayerWeights, cache: KVCache, hidden: Tensor, inputs: StepInputs
+    ) -> Tensor:
+        """Attention block of [T, H] hidden states, as [T, H]."""
+        config = self.config
+        num_tokens, dim = hidden.shape[0], config.head_dim
+        qkv = kernels.linear(hidden, layer.qkv, layer.qkv_bias)
+        heads = qkv.view(num_tokens, config.num_heads + 2 * config.num_kv_heads, dim)
+        query, key, value = heads.split(
+            (config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1
+        )
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query = _head_norm(query, layer.query_norm, config.rms_norm_eps)
+            key = _head_norm(key, layer.key_norm, config.rms_norm_eps)
+        kernels.rope(query, key, inputs.positions, self.weights.cos_sin)
+        kernels.write_kv(key, value, cache.keys, cache.values, inputs.slot_mapping)
+        attended = kernels.paged_attention(
+            query,
+            cache.keys,
+            cache.values,
+            inputs.query_start_loc,
+            inputs.seq_lens,
+            inputs.block_tables,
+            config.scale,
+        )
+        return kernels.linear(
+            attended.view(num_tokens, config.num_heads * dim), layer.output, layer.output_bias
+        )
+
+
+def _head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm of each head of [T, heads, D], as a contiguous tensor of that shape."""
+    return kernels.rms_norm(x.reshape(-1, x.shape[2]), weight, eps).view(x.shape)
+
+
+def allocate_kv_cache(
+    config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[KVCache, ...]:
+    """Zeroed caches for all layers. On a CPU the pages become real only when they are written."""
+    shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
+    return tuple(
+        KVCache(
+            torch.zeros(shape, dtype=dtype, device=device),
+            torch.zeros(shape, dtype=dtype, device=device),
+        )
+        for _ in range(config.num_layers)
+    )

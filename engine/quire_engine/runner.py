@@ -1,0 +1,80 @@
+"""Runs a batch: from the scheduler's chunks to the model's tensors, and to logits."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire_engine.batch import Batch, Chunk
+from quire_engine.loader import LoadedModel
+from quire_engine.messages import RequestId, SamplingParams
+from quire_engine.models.decoder import StepInputs, allocate_kv_cache
+from quire_engine.sequence import Sequence
+
+
+class ModelRunner:
+    """Owns the KV cache's memory; the block manager owns which block is whose."""
+
+    def __init__(self, model: LoadedModel, num_blocks: int, block_size: int) -> None:
+        self.vocab_size = model.decoder.config.vocab_size
+        self._decoder = model.decoder
+        self._device = model.device
+        self._block_size = block_size
+        self._caches = allocate_kv_cache(
+            model.decoder.config, num_blocks, block_size, model.activation_dtype, model.device
+        )
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Tensor:
+        """Logits [R, vocab] float32: a row for each chunk that samples, in order."""
+        inputs = build_inputs(batch.chunks, self._block_size, self._device)
+        return self._decoder.forward(inputs, self._caches)
+
+    def warm_up(self) -> None:
+        """One forward pass that writes to block 0, which nobody holds yet."""
+        sequence = Sequence(
+            request_id=RequestId("warm-up"), sampling=SamplingParams(), cache_salt="",
+            arrival_time=0.0, num_prompt_tokens=1, token_ids=[0], block_table=[0],
+        )  # fmt: skip
+        self.run(Batch((Chunk(sequence, 1, samples=True),)))
+
+
+def build_inputs(chunks: tuple[Chunk, ...], block_size: int, device: torch.device) -> StepInputs:
+    """The tensors of a step, flattened over its chunks."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    ends: list[int] = [0]
+    seq_lens: list[int] = []
+    for chunk in chunks:
+        sequence, begin = chunk.sequence, chunk.sequence.num_computed_tokens
+        end, table = begin + chunk.num_tokens, sequence.block_table
+        token_ids += sequence.token_ids[begin:end]
+        positions += range(begin, end)
+        slots += [table[p // block_size] * block_size + p % block_size for p in range(begin, end)]
+        ends.append(len(token_ids))
+        seq_lens.append(end)
+    rows = [end - 1 for end, chunk in zip(ends[1:], chunks, strict=True) if chunk.samples]
+    return StepInputs(
+        token_ids=_tensor(token_ids, np.int64, device),
+        positions=_tensor(positions, np.int64, device),
+        slot_mapping=_tensor(slots, np.int64, device),
+        query_start_loc=_tensor(ends, np.int32, device),
+        seq_lens=_tensor(seq_lens, np.int32, device),
+        block_tables=_block_tables(chunks, seq_lens, block_size, device),
+        logits_rows=_tensor(rows, np.int64, device),
+    )
+
+
+def _block_tables(
+    chunks: tuple[Chunk, ...], seq_lens: list[int], block_size: int, device: torch.device
+) -> Tensor:
+    """[B, max_blocks] int32; what lies beyond a sequence's end is 0 and never read."""
+    tables = np.zeros((len(chunks), -(-max(seq_lens) // block_size)), np.int32)
+    for row, chunk in enumerate(chunks):
+        table = chunk.sequence.block_table
+        tables[row, : len(table)] = table
+    return torch.from_numpy(tables).to(device)
+
+
+def _tensor(values: list[int], dtype: type[np.integer], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype)).to(device)

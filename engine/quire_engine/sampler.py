@@ -1,0 +1,120 @@
+"""From logits to tokens: greedy, or drawn after temperature, min-p, top-k and top-p.
+
+A draw takes one uniform number from a hash of (the request's seed, the token's position) and walks
+the cumulative distribution in the order of the vocabulary. No generator state: neither the batch,
+nor a preemption, nor a restart changes what a seed gives.
+"""
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+import quire_kernels as kernels
+from quire_engine.messages import SamplingParams, TokenLogprobs
+from quire_engine.sequence import Sequence
+
+TOP_P_CANDIDATES = 1024  # sorted first; nearly always they hold top_p of the mass
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """One row's outcome: a token, or the sentence that says why there is none."""
+
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
+    error: str = ""
+
+
+def sample(logits: Tensor, sequences: Items[Sequence]) -> list[SampledToken]:
+    """One token for each of `sequences` from its row of `logits` [R, vocab] float32.
+
+    `logits` may be overwritten. A row that is not a number fails its own sequence only.
+    """
+    if not sequences:
+        return []
+    logprobs = {
+        row: torch.log_softmax(logits[row], dim=0)
+        for row, sequence in enumerate(sequences)
+        if sequence.sampling.num_logprobs is not None
+    }
+    _mask_early_stops(logits, sequences)
+    token_ids = kernels.argmax(logits)
+    is_nan = logits.gather(1, token_ids[:, None]).isnan()[:, 0].tolist()
+    drawn = [
+        row for row, sequence in enumerate(sequences)
+        if sequence.sampling.temperature > 0 and not is_nan[row]
+    ]  # fmt: skip
+    if drawn:
+        rows = logits if len(drawn) == len(sequences) else logits[drawn]
+        token_ids[drawn] = draw(rows, [sequences[row] for row in drawn])
+    return [
+        SampledToken(None, error="the model's logits are not numbers (NaN)") if is_nan[row]
+        else SampledToken(token_id, _logprobs(logprobs.get(row), token_id, sequences[row].sampling))
+        for row, token_id in enumerate(token_ids.tolist())
+    ]  # fmt: skip
+
+
+def draw(logits: Tensor, sequences: Items[Sequence]) -> Tensor:
+    """One drawn token id [R] int64 a row of `logits` [R, vocab]."""
+    temperatures = [sequence.sampling.temperature for sequence in sequences]
+    scale = torch.tensor(temperatures, device=logits.device)[:, None]
+    weights = torch.softmax(logits / scale, dim=1)
+    for row, sequence in enumerate(sequences):
+        _truncate(weights[row], sequence.sampling)
+    cumulative = weights.cumsum(dim=1, dtype=torch.float64)
+    uniforms = [uniform(sequence.seed, sequence.num_tokens) for sequence in sequences]
+    thresholds = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
+    found = torch.searchsorted(cumulative, thresholds * cumulative[:, -1:], right=True)
+    return found[:, 0].clamp_(max=logits.shape[1] - 1)
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from 53 bits of a hash of `seed` and `position`."""
+    digest = blake2b(f"{seed}:{position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def _truncate(weights: Tensor, sampling: SamplingParams) -> None:
+    """Zero, in place, what min-p, top-k and top-p leave out of `weights` [vocab], in that order."""
+    if sampling.min_p > 0:
+        weights[weights < sampling.min_p * weights.max()] = 0
+    if sampling.top_k > 0 or sampling.top_p < 1:
+        values, ids = _kept(weights, sampling)
+        weights.zero_()
+        weights[ids] = values
+
+
+def _kept(weights: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
+    """The weights that top-k and top-p keep, and their ids."""
+    vocab_size = weights.shape[0]
+    num_kept = min(sampling.top_k or vocab_size, vocab_size)
+    total = None if sampling.top_k else weights.sum(dtype=torch.float64)
+    for num_candidates in (min(TOP_P_CANDIDATES, num_kept), num_kept):
+        values, ids = weights.topk(num_candidates)
+        before = values.cumsum(dim=0, dtype=torch.float64) - values
+        limit = sampling.top_p * (before[-1] + values[-1] if total is None else total)
+        if num_candidates == num_kept or before[-1] >= limit:
+            break
+    keep = (before < limit) | (before == 0)  # the likeliest one stays, whatever top_p is
+    return values[keep], ids[keep]
+
+
+def _mask_early_stops(logits: Tensor, sequences: Items[Sequence]) -> None:
+    """Rule out the stop ids of sequences that have not reached min_tokens."""
+    for row, sequence in enumerate(sequences):
+        if sequence.num_generated_tokens < sequence.sampling.min_tokens:
+            logits[row, list(sequence.sampling.stop_token_ids)] = float("-inf")
+
+
+def _logprobs(row: Tensor | None, token_id: int, sampling: SamplingParams) -> TokenLogprobs | None:
+    if row is None:
+        return None
+    top = row.topk(sampling.num_logprobs or 0)
+    return TokenLogprobs(
+        chosen=float(row[token_id]),
+        top_token_ids=tuple(top.indices.tolist()),
+        top_logprobs=tuple(top.values.tolist()),
+    )

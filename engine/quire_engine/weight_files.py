@@ -1,0 +1,200 @@
+"""Where weights come from: a safetensors folder, a GGUF file, or a random generator.
+
+All of them give tensors by their Hugging Face names. Files are held against their own headers
+before a byte is used, so that a half-written or cut file is ModelCorrupt and not a strange answer.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from quire_engine.errors import ModelCorrupt, ModelMissing
+from quire_engine.gguf import GgufFile
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+
+
+class WeightSource(Protocol):
+    """Tensors by their Hugging Face names."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All tensors that are there."""
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, on the CPU, in the dtype it is stored in (quantized GGUF: bfloat16)."""
+
+
+class SafetensorsSource:
+    """One or more safetensors files of a folder."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._files = _shards(model_dir)
+        self._open = {
+            path: safe_open(path, framework="pt", device="cpu")
+            for path in set(self._files.values())
+        }
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._files)
+
+    def read(self, name: str) -> Tensor:
+        path = self._files[name]
+        try:
+            tensor: Tensor = self._open[path].get_tensor(name)
+        except SafetensorError as error:
+            raise _corrupt(path, str(error)) from error
+        return tensor
+
+
+def _shards(model_dir: Path) -> dict[str, Path]:
+    """Which file holds each tensor, by the index and by each file's own, verified header."""
+    index = model_dir / "model.safetensors.index.json"
+    if index.is_file():
+        return _indexed_shards(index)
+    paths = sorted(model_dir.glob("*.safetensors"))
+    if not paths:
+        raise ModelMissing(
+            f"a model folder must hold *.safetensors, got none in {model_dir}; fetch the model "
+            "there first (a .gguf file is given by its own path)"
+        )
+    return {name: path for path in paths for name in verify_safetensors(path)}
+
+
+def _indexed_shards(index: Path) -> dict[str, Path]:
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        shards = {name: index.parent / file for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _corrupt(index, f"it has no whole weight_map ({error!r})") from error
+    for path in sorted(set(shards.values())):
+        if not path.is_file():
+            raise _corrupt(index, f"it names {path.name}, which is not there")
+        missing = {name for name, file in shards.items() if file == path} - verify_safetensors(path)
+        if missing:
+            raise _corrupt(path, f"the index promises {sorted(missing)[0]} in it")
+    return shards
+
+
+def verify_safetensors(path: Path) -> set[str]:
+    """The names of `path`'s tensors; ModelCorrupt unless its size is what its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER_BYTES + 1
+        if length > MAX_HEADER_BYTES or 8 + length > size:
+            raise _corrupt(path, f"its {size} bytes hold no whole header")
+        header = file.read(length)
+    try:
+        entries: Mapping[str, dict[str, list[int]]] = json.loads(header)
+        names = set(entries) - {"__metadata__"}
+        data_bytes = max((entries[name]["data_offsets"][1] for name in names), default=0)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise _corrupt(path, f"its header is garbled ({error!r})") from error
+    if size != 8 + length + data_bytes:
+        raise _corrupt(path, f"its header asks for {8 + length + data_bytes} bytes, it has {size}")
+    return names
+
+
+_GGUF_LAYER_NAMES = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_q.bias": "self_attn.q_proj.bias",
+    "attn_k.bias": "self_attn.k_proj.bias",
+    "attn_v.bias": "self_attn.v_proj.bias",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "attn_output.bias": "self_attn.o_proj.bias",
+    "attn_q_norm.weight": "self_attn.q_norm.weight",
+    "attn_k_norm.weight": "self_attn.k_norm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+}
+_GGUF_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+ROPE_FACTORS = "rope_freqs.weight"  # has no Hugging Face name
+
+
+class GgufSource:
+    """A GGUF file's tensors.
+
+    Quantized ones are widened to float32 and rounded to bfloat16, as the checkpoints that
+    transformers converts from GGUF are: 8 bits of mantissa carry what 4-bit blocks do.
+    """
+
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+        self._gguf_name_of = {_hugging_face_name(name): name for name in file.tensors}
+        # llama.cpp's converter interleaves the halves of each head's rows for this architecture.
+        self._interleaved = file.metadata.get("general.architecture") == "llama"
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._gguf_name_of)
+
+    def read(self, name: str) -> Tensor:
+        gguf_name = self._gguf_name_of[name]
+        type_name = self._file.tensors[gguf_name].type_name
+        tensor = torch.from_numpy(self._file.read(gguf_name).copy())
+        if type_name != "F32":
+            tensor = tensor.to(torch.float16 if type_name == "F16" else torch.bfloat16)
+        if self._interleaved and ".q_proj." in name:
+            return _halves(tensor, self._heads("attention.head_count"))
+        if self._interleaved and ".k_proj." in name:
+            return _halves(tensor, self._heads("attention.head_count_kv"))
+        return tensor
+
+    def _heads(self, key: str) -> int:
+        metadata = self._file.metadata
+        value = metadata.get(f"llama.{key}", metadata["llama.attention.head_count"])
+        assert isinstance(value, int)
+        return value
+
+
+def _hugging_face_name(gguf_name: str) -> str:
+    prefix, _, rest = gguf_name.partition(".")
+    if prefix != "blk":
+        return _GGUF_NAMES.get(gguf_name, gguf_name)
+    number, _, name = rest.partition(".")
+    return f"model.layers.{number}.{_GGUF_LAYER_NAMES.get(name, name)}"
+
+
+def _halves(tensor: Tensor, num_heads: int) -> Tensor:
+    """Rows of each head from interleaved pairs (GGUF's llama) to two halves (Hugging Face's)."""
+    rows = tensor.view(num_heads, tensor.shape[0] // num_heads // 2, 2, *tensor.shape[1:])
+    return rows.transpose(1, 2).reshape(tensor.shape)
+
+
+class RandomSource:
+    """Random bfloat16 weights of given shapes, the same ones for the same seed."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+        self._shapes = shapes
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._shapes)
+
+    def read(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if name.endswith("norm.weight"):
+            return torch.ones(shape, dtype=torch.bfloat16)
+        return torch.randn(shape, generator=self._generator).mul_(0.02).to(torch.bfloat16)
+
+
+def _corrupt(path: Path, what: str) -> ModelCorrupt:
+    return ModelCorrupt(f"a model's file must be whole, got {path}: {what}; fetch the model again")
