@@ -110,6 +110,5 @@ class BuildahPublisher:
         run([*self._buildah("commit"), "--quiet", "--rm", container, _BASE_IMAGE])
 
     def _buildah(self, verb: str) -> list[str]:
-        run_root = self._layout.state / "buildah-run"
-        stores = ["--root", str(self._layout.buildah), "--runroot", str(run_root)]
+        stores = ["--root", str(self._layout.buildah), "--runroot", str(self._layout.buildah_run)]
         return ["buildah", *stores, "--storage-driver", "overlay", verb]

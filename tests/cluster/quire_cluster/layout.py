@@ -1,5 +1,6 @@
 """Where the cluster's files lie below the cache."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +64,12 @@ class Layout:
     def buildah(self) -> Path:
         """Layers of image builds; survive `down`."""
         return self.cache / "buildah"
+
+    @property
+    def buildah_run(self) -> Path:
+        """What buildah has mounted; must not outlive a reboot, nor end with the cluster."""
+        key = hashlib.sha256(str(self.cache).encode()).hexdigest()[:8]
+        return Path("/run") / f"quire-buildah-{key}"
 
     @property
     def hub(self) -> Path:

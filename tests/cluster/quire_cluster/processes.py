@@ -7,7 +7,6 @@ started with a marker in its environment, and a pid counts as ours only while /p
 import hashlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ _TERM_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 # The shell writes its own pid and then becomes the program: no moment without a pid file.
-_LAUNCH = 'echo $$ >"$1.tmp" && mv "$1.tmp" "$1" && shift && exec "$@"'
+_LAUNCH = 'cd / && echo $$ >"$1.tmp" && mv "$1.tmp" "$1" && shift && exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -75,16 +74,18 @@ class ProcessTable:
         (self._run / f"{spec.name}.digest").write_text(spec.digest())
         pid_file = self._run / f"{spec.name}.pid"
         pid_file.unlink(missing_ok=True)
-        with (self._logs / f"{spec.name}.log").open("a") as log:
-            subprocess.Popen(
-                ["sh", "-c", _LAUNCH, "sh", str(pid_file), *self._prefix, *spec.command],
-                env={**os.environ, **spec.environment, _MARKER: self._marker},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd="/",
-            )
+        log = str(self._logs / f"{spec.name}.log")
+        os.posix_spawn(  # not Popen: nobody waits for this child, it is meant to outlive us
+            "/bin/sh",
+            ["sh", "-c", _LAUNCH, "sh", str(pid_file), *self._prefix, *spec.command],
+            {**os.environ, **spec.environment, _MARKER: self._marker},
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
         wait_for(pid_file.exists, f"the start of {spec.name}", seconds=10)
 
     def stop(self, names: Iterable[str]) -> None:
