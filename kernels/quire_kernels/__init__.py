@@ -1,14 +1,13 @@
 """Attention, cache and linear kernels: a torch reference, C++ for CPUs, Triton for GPUs.
 
-Activations are float32 on a CPU and the model's dtype on a GPU. T counts tokens, H hidden features, Hq and Hkv
-heads, D head features, B sequences. Tensors are contiguous unless said otherwise.
+Activations are float32 on a CPU and the model's dtype on a GPU. T counts tokens, H hidden features,
+Hq and Hkv heads, D head features, B sequences. Tensors are contiguous unless said otherwise.
 """
 
 import torch
 
 from quire_kernels.backend import Backend, backend
 from quire_kernels.errors import (
-    KernelBuildError,
     KernelError,
     KernelInputError,
     KernelSettingError,
@@ -18,7 +17,6 @@ from quire_kernels.progress import progress_counter
 
 __all__ = [
     "Backend",
-    "KernelBuildError",
     "KernelError",
     "KernelInputError",
     "KernelSettingError",
@@ -41,8 +39,10 @@ __all__ = [
 
 
 def pack_linear(weight: torch.Tensor) -> PackedLinear:
-    """Pack a weight [N, K] for `linear`. On a CPU bf16 and fp16 keep their bits, fp32 becomes bf16 where that
-    loses nothing and stays fp32 otherwise."""
+    """Pack a weight [N, K] for `linear`.
+
+    On a CPU bf16 and fp16 keep their bits; fp32 becomes bf16 where that loses nothing, else stays.
+    """
     return backend(weight.device.type).pack_linear(weight)
 
 
@@ -57,7 +57,7 @@ def linear(
 
 
 def embedding(ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
-    """Rows `ids` [T] int64 of a packed weight [N, K] as [T, K]: a tied embedding needs no second copy."""
+    """Rows `ids` [T] int64 of a packed weight [N, K], as [T, K]: tied embeddings need no copy."""
     return backend(ids.device.type).embedding(ids, weight)
 
 
@@ -80,8 +80,8 @@ def rope(
 ) -> None:
     """Rotate query [T, Hq, D] and key [T, Hkv, D] in place, halves paired as in GPT-NeoX.
 
-    positions [T] int64 choose rows of cos_sin [P, D] float32: cosines in [:, :D/2], sines in [:, D/2:]. The
-    token stride of query and key is free (views into one fused QKV buffer).
+    positions [T] int64 choose rows of cos_sin [P, D] float32: cosines in [:, :D/2], sines in
+    [:, D/2:]. The token stride of query and key is free (views into one fused QKV buffer).
     """
     backend(query.device.type).rope(query, key, positions, cos_sin)
 
@@ -98,9 +98,10 @@ def write_kv(
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
 ) -> None:
-    """Store key and value [T, Hkv, D] (free token stride) in caches [num_blocks, block_size, Hkv, D].
+    """Store key and value [T, Hkv, D] in caches [num_blocks, block_size, Hkv, D].
 
-    slot_mapping [T] int64 holds block_id * block_size + offset; -1 skips its row. Slots are distinct.
+    slot_mapping [T] int64 holds block_id * block_size + offset; -1 skips its row. Slots are
+    distinct. The token stride of key and value is free.
     """
     backend(key.device.type).write_kv(key, value, key_cache, value_cache, slot_mapping)
 
@@ -117,10 +118,11 @@ def paged_attention(
 ) -> torch.Tensor:
     """Causal attention of queries [T, Hq, D] (free token stride) over a paged cache, as [T, Hq, D].
 
-    Sequence b owns the queries query_start_loc[b]:query_start_loc[b+1] (int32 [B+1]); the last of them sits at
-    position seq_lens[b]-1 (int32 [B], what is in the cache, these tokens included). Its keys lie in the blocks
-    block_tables[b] (int32 [B, max_blocks]) of the caches [num_blocks, block_size, Hkv, D]. Hq is a multiple of
-    Hkv. On a CPU with C++ kernels a row's result is bitwise the same in any batch and any chunking.
+    Sequence b owns the queries query_start_loc[b]:query_start_loc[b+1] (int32 [B+1]); the last of
+    them sits at position seq_lens[b]-1 (int32 [B]; these tokens are in the cache already). Its keys
+    lie in the blocks block_tables[b] (int32 [B, max_blocks]) of the caches
+    [num_blocks, block_size, Hkv, D]. Hq is a multiple of Hkv. With C++ kernels a row's result is
+    bitwise the same in any batch and any chunking.
     """
     return backend(query.device.type).paged_attention(
         query, key_cache, value_cache, query_start_loc, seq_lens, block_tables, scale, out
@@ -142,6 +144,7 @@ def set_num_threads(num_threads: int) -> None:
     if num_threads < 1:
         raise KernelInputError(f"num_threads must be >= 1, got {num_threads}")
     torch.set_num_threads(num_threads)
+    backend("cpu").set_num_threads(num_threads)
 
 
 def set_progress_counter(address: int | None) -> None:

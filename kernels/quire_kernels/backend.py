@@ -1,25 +1,36 @@
 """Which implementation of each op runs on a device."""
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
+from quire_kernels.errors import KernelSettingError
+from quire_kernels.library import available_isas, load_library
 from quire_kernels.ops.argmax import reference as argmax_reference
+from quire_kernels.ops.argmax.cpp import CppArgmax
 from quire_kernels.ops.linear import reference as linear_reference
+from quire_kernels.ops.linear.cpp import CppLinear
 from quire_kernels.ops.linear.packed import PackedLinear
 from quire_kernels.ops.paged_attention import reference as paged_attention_reference
+from quire_kernels.ops.paged_attention.cpp import CppPagedAttention
 from quire_kernels.ops.rms_norm import reference as rms_norm_reference
+from quire_kernels.ops.rms_norm.cpp import CppRmsNorm
 from quire_kernels.ops.rope import reference as rope_reference
+from quire_kernels.ops.rope.cpp import CppRope
 from quire_kernels.ops.silu_mul import reference as silu_mul_reference
+from quire_kernels.ops.silu_mul.cpp import CppSiluMul
 from quire_kernels.ops.write_kv import reference as write_kv_reference
+from quire_kernels.ops.write_kv.cpp import CppWriteKv
 from quire_kernels.progress import progress_counter
+from quire_kernels.settings import KernelSettings, settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Op = Callable[..., Any]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class Backend:
     write_kv: Callable[..., None]
     paged_attention: Callable[..., torch.Tensor]
     argmax: Callable[[torch.Tensor], torch.Tensor]
+    set_num_threads: Callable[[int], None]
 
 
 def counted(op: Callable[P, R]) -> Callable[P, R]:
@@ -67,10 +79,63 @@ def torch_backend() -> Backend:
         write_kv=counted(write_kv_reference.write_kv),
         paged_attention=counted(paged_attention_reference.paged_attention),
         argmax=counted(argmax_reference.argmax),
+        set_num_threads=torch.set_num_threads,
     )
+
+
+@functools.cache
+def cpp_backend(isa: str) -> Backend:
+    """The compiled variant for one instruction set.
+
+    Raises:
+        KernelSettingError: it is not compiled, or this processor lacks the instructions.
+    """
+    library = load_library(isa)
+    linear, norm = CppLinear(library), CppRmsNorm(library)
+    return Backend(
+        name="cpp",
+        isa=isa,
+        pack_linear=linear.pack,
+        linear=linear.linear,
+        embedding=linear.embedding,
+        rms_norm=norm.rms_norm,
+        add_rms_norm=norm.add_rms_norm,
+        rope=CppRope(library).rope,
+        silu_mul=CppSiluMul(library).silu_mul,
+        write_kv=CppWriteKv(library).write_kv,
+        paged_attention=CppPagedAttention(library).paged_attention,
+        argmax=CppArgmax(library).argmax,
+        set_num_threads=library.quire_set_num_threads,
+    )
+
+
+def choose_cpu_backend(wanted: KernelSettings, available: tuple[str, ...]) -> Backend:
+    """The CPU's backend under `wanted`, `available` being the variants that run here, best first.
+
+    Raises:
+        KernelSettingError: C++ is asked for and not there.
+    """
+    if wanted.implementation == "torch":
+        return torch_backend()
+    if wanted.isa is not None:
+        return cpp_backend(wanted.isa)
+    if available:
+        return cpp_backend(available[0])
+    if wanted.implementation == "cpp":
+        raise KernelSettingError(
+            "QUIRE_KERNELS=cpp needs a compiled variant that this processor runs, there is none; "
+            "run python -m quire_kernels.build, or unset QUIRE_KERNELS"
+        )
+    logger.warning(
+        "no compiled kernels for this processor: torch runs instead, at about a third of the speed "
+        "and with results that may depend on the batch; python -m quire_kernels.build compiles them"
+    )
+    return torch_backend()
 
 
 @functools.cache
 def backend(device: torch.device | str = "cpu") -> Backend:
     """The implementation that serves tensors on `device`."""
+    if torch.device(device).type == "cpu":
+        return choose_cpu_backend(settings(), available_isas())
     return torch_backend()

@@ -1,9 +1,8 @@
 """What quire_kernels raises.
 
 KernelError
-├── KernelInputError (ValueError)    a tensor's shape, dtype, stride or device breaks an op's contract
-├── KernelSettingError (ValueError)  QUIRE_KERNELS or QUIRE_ISA asks for what is not there
-└── KernelBuildError (RuntimeError)  the C++ variants could not be compiled
+├── KernelInputError (ValueError)    a tensor breaks an op's contract: shape, dtype, stride, index
+└── KernelSettingError (ValueError)  QUIRE_KERNELS or QUIRE_ISA asks for what is not there
 """
 
 
@@ -17,7 +16,3 @@ class KernelInputError(KernelError, ValueError):
 
 class KernelSettingError(KernelError, ValueError):
     """An environment setting has a value that cannot be honoured on this machine."""
-
-
-class KernelBuildError(KernelError, RuntimeError):
-    """The compiler is missing or refused the sources."""

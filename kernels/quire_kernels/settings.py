@@ -29,7 +29,8 @@ def read_settings(environ: "os._Environ[str] | dict[str, str]") -> KernelSetting
     isa = environ.get("QUIRE_ISA") or None
     if implementation not in get_args(Implementation):
         raise KernelSettingError(
-            f"QUIRE_KERNELS must be one of auto, cpp, torch, got {implementation!r}; unset it for auto"
+            f"QUIRE_KERNELS must be one of auto, cpp, torch, got {implementation!r}; "
+            "unset it for auto"
         )
     if isa is not None and isa not in get_args(Isa):
         raise KernelSettingError(

@@ -1,1 +1,1 @@
-"""One folder an op: its torch reference beside its C++ kernel, and its Triton kernel where a GPU needs one."""
+"""One folder an op: torch reference, C++ kernel, Triton kernel where a GPU needs one."""

@@ -4,6 +4,6 @@ import torch
 
 
 def argmax(x: torch.Tensor) -> torch.Tensor:
-    """Index [T] int64 of each row's maximum of x [T, N]; the lowest among equals."""
+    """Index [T] int64 of each row's maximum of x [T, N]: the lowest among equals, NaN largest."""
     peaks = x.amax(-1, keepdim=True)
-    return (x == peaks).to(torch.uint8).argmax(-1)
+    return ((x == peaks) | x.isnan()).to(torch.uint8).argmax(-1)

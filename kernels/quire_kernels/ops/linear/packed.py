@@ -20,7 +20,10 @@ class PackedLinear:
     shape: tuple[int, int]  # (N, K): output and input features
     format: WeightFormat
     data: torch.Tensor
-    address: int = 0  # of `data`, so that a call need not ask for it
+    address: int = (
+        0  # of `data`, and the C++ kernel's code of `format`: a call need not look them up
+    )
+    code: int = 0
 
     @property
     def nbytes(self) -> int:

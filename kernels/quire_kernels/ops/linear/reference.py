@@ -24,6 +24,6 @@ def linear(
 
 
 def embedding(ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
-    """Rows `ids` [T] of the weight [N, K], as float32 on a CPU and in the weight's dtype elsewhere."""
+    """Rows `ids` [T] of the weight [N, K]: float32 on a CPU, the weight's dtype elsewhere."""
     rows = weight.data[ids]
     return rows.float() if rows.device.type == "cpu" else rows

@@ -1,1 +1,1 @@
-"""Causal attention of new queries over a paged key-value cache, prefill chunks and decodes in one call."""
+"""Causal attention over a paged key-value cache, prefill chunks and decodes in one call."""

@@ -6,7 +6,7 @@ import torch
 def rope(
     query: torch.Tensor, key: torch.Tensor, positions: torch.Tensor, cos_sin: torch.Tensor
 ) -> None:
-    """Rotate query [T, Hq, D] and key [T, Hkv, D] in place by cos_sin[positions] (cos | sin, D/2 each)."""
+    """Rotate query [T, Hq, D] and key [T, Hkv, D] in place by cos_sin[positions], cos | sin."""
     cos, sin = cos_sin[positions].float().unsqueeze(1).chunk(2, dim=-1)
     for heads in (query, key):
         first, second = heads.float().chunk(2, dim=-1)

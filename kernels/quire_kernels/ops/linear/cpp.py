@@ -1,0 +1,99 @@
+"""`linear` in C++: panels packed once, then one call."""
+
+import ctypes
+
+import torch
+
+from quire_kernels.checks import bad_input
+from quire_kernels.errors import KernelInputError
+from quire_kernels.ops.linear.packed import PackedLinear, WeightFormat
+
+# WeightFormat in kernel.h
+_CODES: dict[WeightFormat, int] = {"panels-bf16": 0, "panels-fp16": 1, "panels-fp32": 2}
+_LANES = 16
+
+
+class CppLinear:
+    """pack_linear, linear and embedding of one compiled variant."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._pack = library.quire_pack
+        self._linear = library.quire_linear
+        self._embedding = library.quire_embedding
+
+    def pack(self, weight: torch.Tensor) -> PackedLinear:
+        """Panels of `weight` [N, K] in the narrowest format that loses nothing."""
+        if weight.dim() != 2 or not weight.dtype.is_floating_point or weight.device.type != "cpu":
+            raise bad_input("weight must be a floating [N, K] on the CPU", weight=weight)
+        num_columns, depth = weight.shape
+        source, panel_format = _narrow(weight.detach())
+        num_panels = -(-num_columns // _LANES)
+        dtype = torch.float32 if panel_format == "panels-fp32" else torch.int16
+        panels = torch.empty((num_panels, depth, _LANES), dtype=dtype)
+        code = _CODES[panel_format]
+        self._pack(source.data_ptr(), code, num_columns, depth, panels.data_ptr())
+        return PackedLinear((num_columns, depth), panel_format, panels, panels.data_ptr(), code)
+
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: PackedLinear,
+        bias: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See quire_kernels.linear."""
+        num_columns, depth = weight.shape
+        if x.dim() != 2 or x.shape[1] != depth or x.dtype is not torch.float32 or x.stride(1) != 1:
+            raise bad_input(
+                f"x must be float32 [T, {depth}] with unit stride for a weight {weight.shape}", x=x
+            )
+        num_rows = x.shape[0]
+        if out is None:
+            out = torch.empty((num_rows, num_columns), dtype=torch.float32)
+        elif out.shape != (num_rows, num_columns) or not _is_plain(out):
+            raise bad_input(
+                f"out must be a contiguous float32 [{num_rows}, {num_columns}]", out=out
+            )
+        bias_address = None
+        if bias is not None:
+            if bias.shape != (num_columns,) or not _is_plain(bias):
+                raise bad_input(f"bias must be a contiguous float32 [{num_columns}]", bias=bias)
+            bias_address = bias.data_ptr()
+        self._linear(
+            *(x.data_ptr(), x.stride(0), num_rows, weight.address, weight.code),
+            *(num_columns, depth, bias_address, out.data_ptr(), num_columns),
+        )
+        return out
+
+    def embedding(self, ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+        """See quire_kernels.embedding."""
+        if ids.dim() != 1 or ids.dtype is not torch.int64 or not ids.is_contiguous():
+            raise bad_input("ids must be a contiguous int64 [T]", ids=ids)
+        num_columns, depth = weight.shape
+        out = torch.empty((ids.shape[0], depth), dtype=torch.float32)
+        bad = self._embedding(
+            *(ids.data_ptr(), ids.shape[0], weight.address, weight.code),
+            *(num_columns, depth, out.data_ptr()),
+        )
+        if bad >= 0:
+            raise KernelInputError(
+                f"ids must lie in [0, {num_columns}), got {int(ids[bad])} at index {bad}"
+            )
+        return out
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.dtype is torch.float32 and tensor.is_contiguous()
+
+
+def _narrow(weight: torch.Tensor) -> tuple[torch.Tensor, WeightFormat]:
+    """The weight, contiguous, in the narrowest format that holds every value exactly."""
+    if weight.dtype is torch.bfloat16:
+        return weight.contiguous(), "panels-bf16"
+    if weight.dtype is torch.float16:
+        return weight.contiguous(), "panels-fp16"
+    wide = weight.float().contiguous()
+    narrow = wide.bfloat16()
+    if torch.equal(narrow.float(), wide):
+        return narrow, "panels-bf16"
+    return wide, "panels-fp32"

@@ -1,0 +1,173 @@
+// x @ weight.T over panels of 16 output columns, [ceil(N/16)][K][16], in bf16, fp16 or fp32.
+//
+// Each output element is one chain of fused multiply-adds over k = 0, 1, ..., K-1, then the bias: the same bits
+// whatever T, the thread count, the block sizes below and the instruction set are.
+#pragma once
+
+#include <algorithm>
+
+#include "csrc/parallel.h"
+#include "csrc/tile.h"
+
+namespace quire {
+
+enum class WeightFormat : int32_t { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
+
+struct Bf16Panels {
+  using Stored = uint16_t;
+  static QUIRE_INLINE F32x16 widen(const uint16_t* p) { return widen_bf16(p); }
+  // where column c of a panel is stored
+  static constexpr int position(int c) { return c < 8 ? 2 * c : 2 * (c - 8) + 1; }
+  static float value(uint16_t bits) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float result;
+    std::memcpy(&result, &wide, sizeof(result));
+    return result;
+  }
+};
+
+struct Fp16Panels {
+  using Stored = uint16_t;
+  static QUIRE_INLINE F32x16 widen(const uint16_t* p) { return widen_fp16(p); }
+  static constexpr int position(int c) { return c; }
+  static float value(uint16_t bits) { return _cvtsh_ss(bits); }
+};
+
+struct Fp32Panels {
+  using Stored = float;
+  static QUIRE_INLINE F32x16 widen(const float* p) { return load(p); }
+  static constexpr int position(int c) { return c; }
+  static float value(float f) { return f; }
+};
+
+// f(panels) with the traits of `format`.
+template <class F>
+void with_format(WeightFormat format, const F& f) {
+  switch (format) {
+    case WeightFormat::kBf16: return f(Bf16Panels{});
+    case WeightFormat::kFp16: return f(Fp16Panels{});
+    case WeightFormat::kFp32: return f(Fp32Panels{});
+  }
+}
+
+template <class Panels>
+struct Linear {
+  using Stored = typename Panels::Stored;
+
+  const float* x;  // [T, K], rows ldx apart
+  int64_t ldx;
+  int64_t num_rows;  // T
+  const Stored* panels;
+  int64_t num_columns;  // N
+  int64_t depth;        // K
+  const float* bias;    // [N] or null
+  float* out;           // [T, N], rows ldo apart
+  int64_t ldo;
+
+  static constexpr int64_t kGroup = 4;            // panels that one step works on
+  static constexpr int64_t kDepthBlock = 1024;    // of k: x's tile and a panel stay near the core
+  static constexpr int64_t kBlockFloats = 49152;  // of x: 192 KiB of the 512 KiB or more of an L2 cache
+
+  int64_t num_panels() const { return (num_columns + kLanes - 1) / kLanes; }
+
+  void run() const {
+    const int64_t num_depth_blocks = std::max<int64_t>(1, (depth + kDepthBlock - 1) / kDepthBlock);
+    const int64_t depth_step = std::max<int64_t>(1, (depth + num_depth_blocks - 1) / num_depth_blocks);
+    const int64_t fit = kBlockFloats / depth_step / kTileRows * kTileRows;
+    const int64_t row_step = std::max<int64_t>(fit, kTileRows);
+    const int64_t num_row_blocks = (num_rows + row_step - 1) / row_step;
+    const int64_t num_groups = (num_panels() + kGroup - 1) / kGroup;
+    parallel_for(num_row_blocks * num_groups, num_rows * num_columns * depth, [&](int64_t task) {
+      const int64_t row = task / num_groups * row_step;
+      const int64_t panel = task % num_groups * kGroup;
+      const int64_t row_end = std::min(row + row_step, num_rows);
+      const int64_t panel_end = std::min(panel + kGroup, num_panels());
+      for (int64_t k = 0; k < std::max<int64_t>(depth, 1); k += depth_step) {
+        block(row, row_end, panel, panel_end, k, std::min(k + depth_step, depth));
+      }
+    });
+  }
+
+  void block(int64_t row, int64_t row_end, int64_t panel, int64_t panel_end, int64_t begin, int64_t end) const {
+    const int64_t full_end = row + (row_end - row) / kTileRows * kTileRows;
+    columns<kTileRows>(row, full_end, panel, panel_end, begin, end);
+    if (full_end < row_end) {
+      with_rows(static_cast<int>(row_end - full_end),
+                [&](auto rows) { columns<decltype(rows)::value>(full_end, row_end, panel, panel_end, begin, end); });
+    }
+  }
+
+  // rows [row, row_end), a multiple of ROWS
+  template <int ROWS>
+  void columns(int64_t row, int64_t row_end, int64_t panel, int64_t panel_end, int64_t begin, int64_t end) const {
+    constexpr int kVectors = tile_vectors(ROWS);
+    for (; panel + kVectors <= panel_end; panel += kVectors) {
+      for (int64_t r = row; r < row_end; r += ROWS) tile<ROWS, kVectors>(r, panel, begin, end);
+    }
+    for (; panel < panel_end; ++panel) {
+      for (int64_t r = row; r < row_end; r += ROWS) tile<ROWS, 1>(r, panel, begin, end);
+    }
+  }
+
+  template <int ROWS, int VECTORS>
+  void tile(int64_t row, int64_t panel, int64_t begin, int64_t end) const {
+    Tile<ROWS, VECTORS> acc;
+    if (begin == 0) {
+      clear<ROWS, VECTORS>(acc);
+    } else {
+      each<ROWS, VECTORS>([&](int r, int v) { acc[r][v] = load_some(place(row + r, panel + v), width(panel + v)); });
+    }
+    const int64_t panel_size = depth * kLanes;
+    const Stored* first = panels + panel * panel_size;
+    multiply_add<ROWS, VECTORS>(acc, x + row * ldx, ldx, begin, end,
+                                [&](int64_t k, int v) { return Panels::widen(first + v * panel_size + k * kLanes); });
+    if (bias != nullptr && end == depth) {
+      each<ROWS, VECTORS>(
+          [&](int r, int v) { acc[r][v] = add(acc[r][v], load_some(bias + (panel + v) * kLanes, width(panel + v))); });
+    }
+    each<ROWS, VECTORS>([&](int r, int v) { store_some(place(row + r, panel + v), acc[r][v], width(panel + v)); });
+  }
+
+  template <int ROWS, int VECTORS, class F>
+  static QUIRE_INLINE void each(const F& f) {
+#pragma GCC unroll 32
+    for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 32
+      for (int v = 0; v < VECTORS; ++v) f(r, v);
+    }
+  }
+
+  float* place(int64_t row, int64_t panel) const { return out + row * ldo + panel * kLanes; }
+  int64_t width(int64_t panel) const { return num_columns - panel * kLanes; }
+};
+
+// panels[ceil(N/16)][K][16] from weight [N, K], missing columns zero
+template <class Panels>
+void pack(const typename Panels::Stored* weight, int64_t num_columns, int64_t depth, typename Panels::Stored* panels) {
+  const int64_t num_panels = (num_columns + kLanes - 1) / kLanes;
+  parallel_rows(num_panels, depth * kLanes, [&](int64_t panel) {
+    auto* target = panels + panel * depth * kLanes;
+    for (int c = 0; c < kLanes; ++c) {
+      const int64_t column = panel * kLanes + c;
+      auto* place = target + Panels::position(c);
+      for (int64_t k = 0; k < depth; ++k) place[k * kLanes] = column < num_columns ? weight[column * depth + k] : 0;
+    }
+  });
+}
+
+// out[t] = weight row ids[t], in fp32. Returns the first id that is no row, or -1.
+template <class Panels>
+int64_t embedding(const int64_t* ids, int64_t num_ids, const typename Panels::Stored* panels, int64_t num_columns,
+                  int64_t depth, float* out) {
+  for (int64_t t = 0; t < num_ids; ++t) {
+    if (ids[t] < 0 || ids[t] >= num_columns) return t;
+  }
+  parallel_rows(num_ids, depth * 4, [&](int64_t t) {
+    const auto* source =
+        panels + ids[t] / kLanes * depth * kLanes + Panels::position(static_cast<int>(ids[t] % kLanes));
+    for (int64_t k = 0; k < depth; ++k) out[t * depth + k] = Panels::value(source[k * kLanes]);
+  });
+  return -1;
+}
+
+}  // namespace quire

@@ -1,0 +1,35 @@
+"""`silu_mul` in C++."""
+
+import ctypes
+
+import torch
+
+from quire_kernels.checks import bad_input
+
+
+class CppSiluMul:
+    """The gated activation of one compiled variant."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._silu_mul = library.quire_silu_mul
+
+    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """See quire_kernels.silu_mul."""
+        if (
+            gate_up.dim() != 2
+            or gate_up.dtype is not torch.float32
+            or gate_up.shape[1] % 2
+            or not gate_up.is_contiguous()
+        ):
+            raise bad_input("gate_up must be a contiguous float32 [T, 2*I]", gate_up=gate_up)
+        num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        if out is None:
+            out = torch.empty((num_rows, width), dtype=torch.float32)
+        elif (
+            out.shape != (num_rows, width)
+            or out.dtype is not torch.float32
+            or not out.is_contiguous()
+        ):
+            raise bad_input(f"out must be a contiguous float32 [{num_rows}, {width}]", out=out)
+        self._silu_mul(gate_up.data_ptr(), num_rows, width, out.data_ptr())
+        return out

@@ -1,0 +1,71 @@
+"""`write_kv` in C++."""
+
+import ctypes
+
+import torch
+
+from quire_kernels.checks import bad_input
+from quire_kernels.errors import KernelInputError
+
+
+class CppWriteKv:
+    """The cache write of one compiled variant."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._write_kv = library.quire_write_kv
+
+    def write_kv(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        """See quire_kernels.write_kv."""
+        num_tokens, num_heads, dim = key.shape
+        key_stride, value_stride = key.stride(), value.stride()
+        if (
+            key.dtype is not torch.float32
+            or value.dtype is not torch.float32
+            or value.shape != key.shape
+            or key_stride[1:] != (dim, 1)
+            or value_stride[1:] != (dim, 1)
+        ):
+            raise bad_input(
+                "key and value must be float32 [T, Hkv, D], heads next to each other",
+                key=key,
+                value=value,
+            )
+        if (
+            key_cache.dtype is not torch.float32
+            or value_cache.dtype is not torch.float32
+            or key_cache.shape[2:] != (num_heads, dim)
+            or value_cache.shape != key_cache.shape
+            or not key_cache.is_contiguous()
+            or not value_cache.is_contiguous()
+        ):
+            raise bad_input(
+                f"caches must be contiguous float32 [blocks, block_size, {num_heads}, {dim}]",
+                key_cache=key_cache,
+                value_cache=value_cache,
+            )
+        if (
+            slot_mapping.dtype is not torch.int64
+            or slot_mapping.shape != (num_tokens,)
+            or not slot_mapping.is_contiguous()
+        ):
+            raise bad_input(
+                f"slot_mapping must be a contiguous int64 [{num_tokens}]", slot_mapping=slot_mapping
+            )
+        num_slots = key_cache.shape[0] * key_cache.shape[1]
+        bad = self._write_kv(
+            *(key.data_ptr(), key_stride[0], value.data_ptr(), value_stride[0]),
+            *(num_tokens, num_heads * dim, key_cache.data_ptr(), value_cache.data_ptr()),
+            *(num_slots, slot_mapping.data_ptr()),
+        )
+        if bad >= 0:
+            raise KernelInputError(
+                f"slots must be -1 or lie in [0, {num_slots}), "
+                f"got {int(slot_mapping[bad])} for token {bad}"
+            )
