@@ -58,10 +58,10 @@ class Engine:
         """Queue `request`; one that can never run is answered with an error by the next step."""
         self._num_requests += 1
         own_seed = blake2b(f"{self._seed}:{self._num_requests}".encode(), digest_size=8).digest()
-        sequence = Sequence.of(request, self._clock(), int.from_bytes(own_seed, "little"))
         try:
             self._check_ids(request)
-            self.scheduler.add(sequence)
+            seed = int.from_bytes(own_seed, "little")
+            self.scheduler.add(Sequence.of(request, self._clock(), seed))
         except RequestRefused as error:
             logger.info("[%s] refused: %s", request.request_id, error)
             self._refused.append(
@@ -79,6 +79,12 @@ class Engine:
         """The state without a step; raises CoreDied when blocks have leaked."""
         self.scheduler.check_integrity()
         return self._report(Batch(()), [], [])
+
+    def _refuse(self, request_id: RequestId, error: str) -> None:
+        logger.info("[%s] refused: %s", request_id, error)
+        self._refused.append(
+            Output(request_id=request_id, token_ids=(), finish_reason="error", error=error)
+        )
 
     def _check_ids(self, request: AddRequest) -> None:
         """Ids beyond the vocabulary would read beyond the embedding."""

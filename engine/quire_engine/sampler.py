@@ -5,6 +5,7 @@ the cumulative distribution in the order of the vocabulary. No generator state: 
 nor a preemption, nor a restart changes what a seed gives.
 """
 
+import logging
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -15,6 +16,8 @@ from torch import Tensor
 import quire_kernels as kernels
 from quire_engine.messages import SamplingParams, TokenLogprobs
 from quire_engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 TOP_P_CANDIDATES = 1024  # sorted first; nearly always they hold top_p of the mass
 
@@ -31,10 +34,25 @@ class SampledToken:
 def sample(logits: Tensor, sequences: Items[Sequence]) -> list[SampledToken]:
     """One token for each of `sequences` from its row of `logits` [R, vocab] float32.
 
-    `logits` may be overwritten. A row that is not a number fails its own sequence only.
+    `logits` may be overwritten. A row that cannot be sampled fails its own sequence only.
     """
     if not sequences:
         return []
+    try:
+        return _sample_rows(logits, sequences)
+    except Exception:
+        logger.exception("sampling %d rows together failed; now one by one", len(sequences))
+        return [_sample_row(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
+
+
+def _sample_row(row: Tensor, sequence: Sequence) -> SampledToken:
+    try:
+        return _sample_rows(row[None], [sequence])[0]
+    except Exception as error:
+        return SampledToken(None, error=f"its token could not be sampled: {error!r}")
+
+
+def _sample_rows(logits: Tensor, sequences: Items[Sequence]) -> list[SampledToken]:
     logprobs = {
         row: torch.log_softmax(logits[row], dim=0)
         for row, sequence in enumerate(sequences)

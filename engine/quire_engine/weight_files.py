@@ -48,7 +48,7 @@ class SafetensorsSource:
     def read(self, name: str) -> Tensor:
         path = self._files[name]
         try:
-            tensor: Tensor = self._open[path].get_tensor(name)
+            tensor: Tensor = self._open[path].get_tensor(name)  # type: ignore[no-untyped-call]
         except SafetensorError as error:
             raise _corrupt(path, str(error)) from error
         return tensor

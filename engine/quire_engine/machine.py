@@ -1,0 +1,75 @@
+"""What this machine, or the container around us, gives: processors and memory. No torch here."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def num_cpus(cgroups: Path = CGROUP_ROOT) -> int:
+    """Processors that the cgroup's quota lets us keep busy, at least one."""
+    quotas = [quota for folder in _folders(cgroups, "cpu") if (quota := _cpu_quota(folder))]
+    return max(1, math.floor(min([*quotas, float(len(os.sched_getaffinity(0)))])))
+
+
+def available_memory_bytes(
+    cgroups: Path = CGROUP_ROOT, meminfo: Path = Path("/proc/meminfo")
+) -> int:
+    """Bytes that may still be allocated before the host swaps or the cgroup's limit kills."""
+    left = [room for folder in _folders(cgroups, "memory") if (room := _memory_left(folder))]
+    return min([*left, _host_available(meminfo)])
+
+
+def _folders(root: Path, controller: str) -> Iterator[Path]:
+    """Our cgroup's folders of `controller`, version 2 or 1, from the leaf to the root.
+
+    A limit anywhere on the way binds. In a container the leaf is usually mounted as the root.
+    """
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = root / controllers if controllers else root
+        leaf = base / path.lstrip("/")
+        yield from (p for p in (leaf, *leaf.parents) if p.is_relative_to(base) and p.is_dir())
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    """Processors' worth of time, None where the cgroup sets no limit."""
+    if (words := _words(folder / "cpu.max")) and words[0] != "max":  # version 2
+        return int(words[0]) / int(words[1])
+    quota, period = _integer(folder / "cpu.cfs_quota_us"), _integer(folder / "cpu.cfs_period_us")
+    return quota / period if quota and quota > 0 and period else None
+
+
+def _memory_left(folder: Path) -> int | None:
+    """Limit less usage, file cache not counted: the kernel gives that back. None: no limit."""
+    limit = _integer(folder / "memory.max") or _integer(folder / "memory.limit_in_bytes")
+    usage = _integer(folder / "memory.current") or _integer(folder / "memory.usage_in_bytes")
+    if limit is None or usage is None:
+        return None
+    words = _words(folder / "memory.stat")
+    stat = dict(zip(words[::2], words[1::2], strict=False))
+    cache = sum(int(stat.get(key, 0)) for key in ("active_file", "inactive_file"))
+    return max(1, limit - usage + cache)
+
+
+def _host_available(meminfo: Path) -> int:
+    for line in meminfo.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:  # not a file of this cgroup version
+        return []
+
+
+def _integer(path: Path) -> int | None:
+    words = _words(path)
+    return int(words[0]) if len(words) == 1 and words[0].lstrip("-").isdigit() else None
