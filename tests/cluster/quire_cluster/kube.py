@@ -35,8 +35,8 @@ def apply(manifest: Json, namespace: str | None = None) -> str:
     return kubectl("apply", "-f", "-", namespace=namespace, stdin=text)
 
 
-def get(kind: str, name: str, namespace: str | None = None) -> Json | None:
-    """The object, or None when there is none of this name."""
+def get(kind: str, name: str, namespace: str | None = None) -> Json:
+    """The object; None when there is none of this name."""
     text = kubectl("get", kind, name, "--ignore-not-found", "-o", "json", namespace=namespace)
     return json.loads(text) if text.strip() else None
 
