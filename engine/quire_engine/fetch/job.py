@@ -1,0 +1,310 @@
+"""`quire-engine fetch`: list → clear the old → download → verify → install. Read `_fetch` first."""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from quire_engine.errors import ConfigError, EngineError, ExitCode, ModelError, ModelUnsupported
+from quire_engine.fetch.errors import (
+    Corrupt,
+    FetchInternal,
+    NoSpace,
+    SourceNotFound,
+    SourceUnreachable,
+    UnsupportedSource,
+)
+from quire_engine.fetch.hub import file_url, list_files
+from quire_engine.fetch.manifest import Manifest, PlanSummary
+from quire_engine.fetch.options import FetchOptions
+from quire_engine.fetch.plan_command import summarize
+from quire_engine.fetch.progress import Progress, served
+from quire_engine.fetch.retry import Backoff, TryAgain
+from quire_engine.fetch.source import HubUri, Listing, RemoteFile, parse_uri, select
+from quire_engine.fetch.store import Store, manifest_files, megabytes
+from quire_engine.fetch.transfer import Transfer, new_client
+from quire_engine.models.config import from_hugging_face
+from quire_engine.settings import termination_log
+from quire_engine.termination import report_fatal
+
+logger = logging.getLogger(__name__)
+
+LISTING_ATTEMPTS = 5
+LOG_SECONDS = 5.0
+SMALL_BYTES = 1024**2  # files that are fetched, and looked at, before the others
+INTERRUPTED = 128 + signal.SIGTERM
+
+
+class FetchDone(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The termination message of a fetch that ended well."""
+
+    commit: str
+    bytes_total: int
+    bytes_fetched: int
+    seconds: float
+    plan: PlanSummary | None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of one fetch share."""
+
+    options: FetchOptions
+    uri: HubUri
+    store: Store
+    progress: Progress
+
+
+def run(options: FetchOptions) -> int:
+    """Fetch, tell how it ended, and return the exit code."""
+    _configure_logging()
+    progress = Progress()
+    started = time.monotonic()
+    try:
+        manifest = asyncio.run(_supervised(options, progress))
+    except asyncio.CancelledError:
+        logger.warning("interrupted; the next run goes on from here")
+        return INTERRUPTED
+    except Exception as error:
+        progress.phase = "failed"
+        return _report_failure(error, options)
+    done = FetchDone(
+        commit=manifest.commit,
+        bytes_total=manifest.bytes_total,
+        bytes_fetched=progress.bytes_fetched,
+        seconds=round(time.monotonic() - started, 2),
+        plan=manifest.plan,
+    )
+    log = termination_log()
+    if log is not None:
+        log.write_bytes(msgspec.json.encode(done))
+    logger.info(
+        "done commit=%s bytes=%d fetched=%d seconds=%.2f",
+        done.commit, done.bytes_total, done.bytes_fetched, done.seconds,
+    )  # fmt: skip
+    return ExitCode.OK
+
+
+async def _supervised(options: FetchOptions, progress: Progress) -> Manifest:
+    """The fetch, with its progress served and logged, ended by SIGTERM (as process 1 of a container
+    it would ignore that signal otherwise)."""
+    fetching = asyncio.ensure_future(_fetch(options, progress))
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, fetching.cancel)
+    with served(progress, options.progress_port) as port:
+        if port is not None:
+            logger.info("serving progress port=%d", port)
+        ticker = loop.create_task(_log_progress(progress))
+        try:
+            return await fetching
+        finally:
+            ticker.cancel()
+            loop.remove_signal_handler(signal.SIGTERM)
+
+
+async def _fetch(options: FetchOptions, progress: Progress) -> Manifest:
+    this = _Run(options, parse_uri(options.uri), Store(options.directory), progress)
+    this.store.recover()
+    current = _current(this)
+    if options.verify and not options.repair and current is not None:
+        return await _verified(this, current)
+    try:
+        listing = await _list(this, current)
+    except SourceUnreachable as error:
+        if current is None or options.repair or this.store.bad_files(current, deep=False):
+            raise
+        logger.warning("keeping the complete model on the volume cause=%s", error)
+        return _finished(this, current)
+    progress.commit, progress.bytes_total = listing.commit, listing.bytes_total
+    if current is not None and not options.repair and _is_intact(this, current, listing):
+        return _finished(this, current)
+    await _stage(this, listing)
+    if progress.bytes_fetched == 0 and current is not None and _is_intact(this, current, listing):
+        this.store.drop_staging()  # a repair that found nothing to mend
+        return _finished(this, current)
+    return _finished(this, await asyncio.to_thread(_install, this, listing))
+
+
+def _current(this: _Run) -> Manifest | None:
+    """What is installed, if it is what was asked for."""
+    manifest, wanted = this.store.current(), this.options
+    if manifest is None or (manifest.uri, manifest.revision) != (wanted.uri, wanted.revision or ""):
+        return None
+    return manifest
+
+
+async def _verified(this: _Run, current: Manifest) -> Manifest:
+    this.progress.phase = "verifying"
+    bad = await asyncio.to_thread(this.store.bad_files, current, deep=True)
+    if bad:
+        raise Corrupt(
+            f"the files of {current.uri} must be as they were fetched, got {len(bad)} altered: "
+            f"{', '.join(bad[:5])}; run with --repair"
+        )
+    return _finished(this, current)
+
+
+async def _list(this: _Run, current: Manifest | None) -> Listing:
+    """The files that serving needs. A repair stays with the installed commit while that exists."""
+    revision = this.options.revision
+    if this.options.repair and current is not None:
+        try:
+            return await _list_revision(this, current.commit)
+        except SourceNotFound:
+            logger.warning("the installed commit is gone from the source, taking %s", revision)
+    return await _list_revision(this, revision)
+
+
+async def _list_revision(this: _Run, revision: str | None) -> Listing:
+    source = this.options.source
+    backoff = Backoff(source.backoff_seconds)
+    for failures in range(1, LISTING_ATTEMPTS + 1):
+        try:
+            listing = await asyncio.to_thread(list_files, this.uri, revision, source)
+            return Listing(listing.commit, select(listing.files, this.uri))
+        except TryAgain as error:
+            this.progress.note = str(error.failure)
+            if failures == LISTING_ATTEMPTS:
+                raise error.failure from None
+            wait = error.retry_after
+            await asyncio.sleep(backoff.seconds(failures, 0.0) if wait is None else wait)
+    raise AssertionError("unreachable")
+
+
+def _is_intact(this: _Run, current: Manifest, listing: Listing) -> bool:
+    same = current.commit == listing.commit and {f.path for f in current.files} == {
+        f.path for f in listing.files
+    }
+    return same and not this.store.bad_files(current, deep=False)
+
+
+async def _stage(this: _Run, listing: Listing) -> None:
+    """Bring every file into staging: from earlier runs, the installed model, or the source."""
+    store, progress = this.store, this.progress
+    store.begin(listing.files)
+    progress.phase = "verifying"
+    missing = {file.digest.key: file for file in listing.files if not store.has_blob(file)}
+    for key, file in list(missing.items()):
+        if await asyncio.to_thread(store.reuse, file):
+            del missing[key]
+    progress.bytes_done = sum(store.bytes_staged(file) for file in listing.files)
+    # Before the first byte, so that a model too large for its volume is said at once.
+    needed = sum(file.size - store.bytes_staged(file) for file in missing.values())
+    store.require_space(needed, this.options.uri)
+    progress.phase = "downloading"
+    small = [file for file in missing.values() if file.size <= SMALL_BYTES]
+    large = [file for file in missing.values() if file.size > SMALL_BYTES]
+    await _download(this, listing, small)
+    _check_config(this, listing)
+    await _download(this, listing, large)
+
+
+async def _download(this: _Run, listing: Listing, files: Sequence[RemoteFile]) -> None:
+    if not files:
+        return
+    source = this.options.source
+
+    def url_of(path: str) -> str:
+        return file_url(source.endpoint, this.uri, listing.commit, path)
+
+    async with new_client(source) as client:
+        await Transfer(client, source, this.progress, url_of).fetch(files, this.store.blobs)
+
+
+def _check_config(this: _Run, listing: Listing) -> None:
+    """Refuse a model that the engine cannot run before its weights are fetched."""
+    if this.uri.file is not None:
+        return  # a GGUF's architecture stands in the file itself
+    [config] = [file for file in listing.files if file.path == "config.json"]
+    try:
+        from_hugging_face(msgspec.json.decode((this.store.blobs / config.digest.key).read_bytes()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnsupportedSource(
+            f"config.json of {this.options.uri} must give the model's shapes, got {error!r}; "
+            "choose a model of a supported family"
+        ) from error
+
+
+def _install(this: _Run, listing: Listing) -> Manifest:
+    this.progress.phase = "verifying"
+    folder = this.store.stage_model(listing.files)
+    model = folder / this.uri.file if this.uri.file is not None else folder
+    manifest = Manifest(
+        uri=this.options.uri,
+        revision=this.options.revision or "",
+        commit=listing.commit,
+        files=manifest_files(folder, listing.files),
+        bytes_total=listing.bytes_total,
+        plan=summarize(model),
+    )
+    this.store.install(manifest)
+    return manifest
+
+
+def _finished(this: _Run, manifest: Manifest) -> Manifest:
+    progress = this.progress
+    progress.commit = manifest.commit
+    progress.bytes_total = progress.bytes_done = manifest.bytes_total
+    progress.phase = "done"
+    return manifest
+
+
+# ---- telling how it went ------------------------------------------------------------------------
+
+
+async def _log_progress(progress: Progress) -> None:
+    while True:
+        await asyncio.sleep(LOG_SECONDS)
+        report = progress.report()
+        eta = "unknown" if report.eta_seconds is None else f"{report.eta_seconds:.0f}s"
+        logger.info(
+            "%s done=%s total=%s rate=%s/s eta=%s",
+            report.phase, megabytes(report.bytes_done), megabytes(report.bytes_total),
+            megabytes(int(report.bytes_per_second)), eta,
+        )  # fmt: skip
+
+
+def _configure_logging() -> None:
+    """One line each on stderr. The HTTP client would log addresses with their signatures."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    for name in ("httpx2", "httpcore2", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _explain(error: Exception, options: FetchOptions) -> EngineError:
+    """The error of our tree that an exception amounts to."""
+    if isinstance(error, ModelUnsupported | ModelError):
+        return UnsupportedSource(str(error))
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        status = os.statvfs(options.directory)
+        total = status.f_blocks * status.f_frsize
+        return NoSpace(
+            f"the volume must hold all of {options.uri}, got full at {megabytes(total)}; raise "
+            "cache.size or free space on the claim"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return FetchInternal(
+            f"the volume must be writable for user {os.getuid()}, got {error}; set fsGroup in "
+            "podTemplate or a StorageClass that honours it"
+        )
+    logger.error("unexpected failure", exc_info=error)
+    return FetchInternal(f"the fetch broke: {type(error).__name__}: {error}")
+
+
+def _report_failure(error: Exception, options: FetchOptions) -> int:
+    known = _explain(error, options)
+    report_fatal(known.reason, _without_secret(str(known), options))
+    return ExitCode.USAGE if isinstance(known, ConfigError) else ExitCode.FETCH_FAILED
+
+
+def _without_secret(text: str, options: FetchOptions) -> str:
+    token = options.source.token
+    return text.replace(token, "***") if token else text

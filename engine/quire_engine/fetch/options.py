@@ -1,0 +1,118 @@
+"""What `quire-engine fetch` and `plan` are told. cli.py reads flags and environment into these."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from quire_engine.errors import ConfigError
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Where models come from and how patient we are with it."""
+
+    endpoint: str = DEFAULT_ENDPOINT
+    """Address of the hub or of a mirror of it. HF_ENDPOINT."""
+
+    token: str | None = field(default=None, repr=False)
+    """Access token. HF_TOKEN. Never logged, never written."""
+
+    connections: int = 8
+    """Parts on their way at once; each holds 512 KiB. One connection alone seldom fills a line."""
+
+    stall_seconds: float = 60.0
+    """Seconds without a byte, after which the fetch fails as Stalled."""
+
+    max_attempts: int = 8
+    """Attempts in a row without a byte, per part: about a minute with the waits between them."""
+
+    backoff_seconds: float = 0.5
+    """Wait after the first failure; doubles up to 30 s, each with a random share of up to half."""
+
+    part_bytes: int | None = None
+    """Size of a part. None: 16 MiB, for files above 1 GiB 64 MiB (a redirect to the CDN each)."""
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str]) -> "SourceOptions":
+        """Endpoint and token from HF_ENDPOINT and HF_TOKEN; empty values count as unset."""
+        return SourceOptions(
+            endpoint=(environment.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"),
+            token=(environment.get("HF_TOKEN") or "").strip() or None,
+        )
+
+    def __post_init__(self) -> None:
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"HF_ENDPOINT must be an http:// or https:// address, got {self.endpoint!r}; "
+                f"unset it for {DEFAULT_ENDPOINT}"
+            )
+        for name in ("connections", "stall_seconds", "max_attempts"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class FetchOptions:
+    """One run of `quire-engine fetch`."""
+
+    uri: str
+    """hf://org/name, or hf://org/name/file.gguf for one GGUF file."""
+
+    directory: Path
+    """Root of the volume: model/, manifest.json and .staging/ appear in it."""
+
+    revision: str | None = None
+    """Branch, tag or commit. None: the branch main. Resolved to a commit once a run."""
+
+    progress_port: int | None = None
+    """TCP port of GET /progress, on all addresses. None: not served; 0: a free one."""
+
+    verify: bool = False
+    """Hash what is on the volume. Bad files are Corrupt unless `repair` is set too."""
+
+    repair: bool = False
+    """Hash what is on the volume and fetch the bad files again, from the commit that it holds."""
+
+    source: SourceOptions = field(default_factory=SourceOptions)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """One run of `quire-engine plan`."""
+
+    model: str
+    """Folder, .gguf file or hf:// URI."""
+
+    revision: str | None = None
+    """As for a fetch; only with hf://."""
+
+    gpu_memory_bytes: int | None = None
+    """Memory of the device. None: the plan says what is needed and refuses nothing."""
+
+    gpu_memory_utilization: float = 0.9
+    """Share of it that the engine may hold, as the engine's flag."""
+
+    dtype: str = "auto"
+    """Number format of the weights, as the engine's flag. auto: the checkpoint's own."""
+
+    device: str = "cuda"
+    """cuda, or cpu, where activations and cache are float32."""
+
+    max_model_len: int | None = None
+    """Context to plan for. None: the model's own limit."""
+
+    max_num_batched_tokens: int = 8192
+    """Token budget of a step: bounds the activations."""
+
+    max_num_seqs: int = 128
+    """Sequences in a step: bounds the logits."""
+
+    block_size: int = 16
+    """Tokens in a block of the KV cache."""
+
+    as_json: bool = False
+    """One JSON object instead of lines for people."""
+
+    source: SourceOptions = field(default_factory=SourceOptions)

@@ -1,0 +1,48 @@
+"""When to try again. Pure: time and chance come in as arguments."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from quire_engine.errors import FetchFailed
+
+RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+LONGEST_RETRY_AFTER = 300.0  # above it, failing with the reason in status serves people better
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Exponential waits with jitter, so that parts that failed together do not return together."""
+
+    first_seconds: float
+    longest_seconds: float = 30.0
+
+    def seconds(self, failures: int, chance: float) -> float:
+        """The wait after `failures` (>= 1) in a row; `chance` in [0, 1) takes up to half away."""
+        full = min(self.longest_seconds, self.first_seconds * 2.0 ** (failures - 1))
+        return full * (1 - chance / 2)
+
+
+def retry_after_seconds(header: str | None, now: datetime) -> float | None:
+    """A Retry-After header (RFC 9110 §10.2.3: seconds or a date) as seconds from `now`; None
+    without one or for one that means nothing."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds()
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+
+
+class TryAgain(Exception):
+    """A failure that may pass. `failure` is what it becomes when it does not."""
+
+    def __init__(self, failure: FetchFailed, retry_after: float | None = None) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+        self.retry_after = retry_after  # seconds, when the source named them
