@@ -39,7 +39,9 @@ def test_what_else_the_tag_follows(tree: Path, change: str) -> None:
     assert (after == before) == (change == "order")
 
 
-@pytest.mark.parametrize("name", ["a.pyc", "native.so", "README.md", "__pycache__/a.txt"])
+@pytest.mark.parametrize(
+    "name", ["a.pyc", "native.so", "README.md", "__pycache__/a.txt", "_lib/stamp"]
+)
 def test_what_is_made_from_the_sources_is_no_input(tree: Path, name: str) -> None:
     before = images.content_tag(tree, INPUTS)
     made = tree / "engine" / name

@@ -1,1 +1,1 @@
-"""A real Kubernetes cluster for Quire's demo and end-to-end tests, and the images that run on it."""
+"""A real Kubernetes for the demo and the end-to-end tests, and the images that run on it."""

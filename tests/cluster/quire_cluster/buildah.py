@@ -5,11 +5,12 @@ network, where packages are; the push runs in the cluster's, where the registry 
 """
 
 import shutil
+from collections.abc import Set
 from pathlib import Path
 
 from quire_cluster import network, node
 from quire_cluster.console import say, timed
-from quire_cluster.images import content_tag, record, stage
+from quire_cluster.images import content_tag, published, record, stage
 from quire_cluster.layout import Layout
 from quire_cluster.provider import Image
 from quire_cluster.shell import run, run_logged, succeeds
@@ -40,9 +41,10 @@ class BuildahPublisher:
                 self._build(image, reference)
             with timed(f"pushing {image.name}:{tag}"):
                 self._push(reference)
-        if not node.is_pulled(self._layout, reference):
+        if reference not in node.pulled(self._layout, f"{network.REGISTRY}/{image.name}"):
             with timed(f"pulling {image.name}:{tag} to the node"):
                 self._pull(reference)
+        self._drop_older(image, keep={reference, published(self._layout).get(image.name, "")})
         record(self._layout, image, reference)
         say(f"{image.name} is {reference}")
         return reference
@@ -81,6 +83,18 @@ class BuildahPublisher:
         hosts = f"{self._layout.configs}/registries"
         pull = node.ctr(self._layout, "images", "pull", "--plain-http", "--hosts-dir", hosts)
         run([*network.enter(), *pull, "--label", "io.cri-containerd.image=managed", reference])
+
+    def _drop_older(self, image: Image, keep: Set[str]) -> None:
+        """Forget all versions of an image but these: a change of torch leaves 6 GB behind in each
+        of two stores. What still runs from them keeps its files."""
+        repository = f"{network.REGISTRY}/{image.name}"
+        names = ["--format", "{{.Name}}:{{.Tag}}", "--filter", f"reference={repository}"]
+        built = run([*self._buildah("images"), *names]).split()
+        if older := sorted(set(built) - keep):
+            run([*self._buildah("rmi"), "--force", *older])
+        pulled = node.pulled(self._layout, repository)
+        if older := sorted(set(pulled) - keep):
+            run(node.ctr(self._layout, "images", "rm", *older))
 
     def _ensure_base(self) -> None:
         """The stand-in for the Dockerfiles' default base image, made of Debian packages."""

@@ -11,6 +11,7 @@ from quire_cluster.build import Binaries
 from quire_cluster.choice import choose
 from quire_cluster.errors import ClusterError
 from quire_cluster.images import IMAGES
+from quire_cluster.prerequisites import SBIN
 from quire_cluster.provider import Provider
 from quire_cluster.settings import read_settings
 from quire_cluster.versions import ALL_TOOLS
@@ -18,6 +19,8 @@ from quire_cluster.versions import ALL_TOOLS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    # su without a dash leaves the node's tools off root's PATH
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{SBIN}"
     try:
         return _run(options)
     except ClusterError as error:

@@ -43,7 +43,7 @@ IMAGES = (OPERATOR, ENGINE)
 _TIME_STAMP = 1_700_000_000
 
 # Made from the sources, or beside them: no input of a build (.dockerignore says the same).
-_IGNORED_FOLDERS = frozenset({"__pycache__", "build", ".mypy_cache", ".ruff_cache"})
+_IGNORED_FOLDERS = frozenset({"__pycache__", "_lib", ".mypy_cache", ".ruff_cache"})
 _IGNORED_SUFFIXES = frozenset({".pyc", ".pyo", ".so", ".md"})
 
 

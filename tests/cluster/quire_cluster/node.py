@@ -9,7 +9,6 @@ from pathlib import Path
 
 from quire_cluster import oci
 from quire_cluster.configs import NODE_IMAGE
-from quire_cluster.errors import CommandError
 from quire_cluster.layout import Layout
 from quire_cluster.shell import run, succeeds
 from quire_cluster.small_volumes import mounted_below
@@ -35,13 +34,10 @@ def prepare_images(layout: Layout, node_program: Path, wait: Wait) -> None:
     archive.unlink()
 
 
-def is_pulled(layout: Layout, reference: str) -> bool:
-    """Whether the node has an image; False while containerd does not run."""
-    try:
-        listed = run(ctr(layout, "images", "list", "--quiet", f"name=={reference}"))
-    except CommandError:
-        return False
-    return reference in listed.split()
+def pulled(layout: Layout, repository: str) -> list[str]:
+    """References of a repository that the node has."""
+    listed = run(ctr(layout, "images", "list", "--quiet"))
+    return [name for name in listed.split() if name.startswith(f"{repository}:")]
 
 
 def end_shims(layout: Layout) -> None:

@@ -28,7 +28,8 @@ NODE_PACKAGES = {
 }
 IMAGE_PACKAGES = {"buildah": "buildah", "debootstrap": "debootstrap", "tar": "tar"}
 _POLICY = Path("/usr/sbin/policy-rc.d")
-_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+_LOCK_SECONDS = 300  # another apt-get may be at work
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Machine:
 
 def find_program(name: str) -> bool:
     """Whether a program can be found, /usr/sbin included (a plain user's PATH lacks it)."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SBIN}") is not None
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SBIN}") is not None
 
 
 def check(machine: Machine, *, needs_go: bool, needs_disk: bool) -> None:
@@ -108,11 +109,12 @@ def install(packages: dict[str, str]) -> None:
 
 def _install(packages: Sequence[str]) -> None:
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    patient = ["-o", f"DPkg::Lock::Timeout={_LOCK_SECONDS}"]
     held_back = _hold_services_back()
     try:
         if not succeeds(["apt-get", "install", "-y", "-qq", "--simulate", *packages]):
             run(["apt-get", "update", "-qq"], environment=quiet)
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends"]
+        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *patient]
         run([*command, *packages], environment=quiet)
     finally:
         if held_back:
