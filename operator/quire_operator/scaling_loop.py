@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 
-from quire_operator import scaling_report, scraper
+from quire_operator import apply, scaling_report, scraper
 from quire_operator.api import Scaling
+from quire_operator.client import Api
 from quire_operator.errors import ApiError, NotFound, NotLeader
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
@@ -30,6 +31,7 @@ from quire_operator.scaling import (
 from quire_operator.scaling_histogram import HistogramWindow, merged, quantile
 from quire_operator.scaling_history import History
 from quire_operator.scraper import Missing, PodMetrics
+from quire_operator.settings import Settings
 from quire_operator.world import PodEndpoint, ScalingReport, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -298,20 +300,17 @@ def _missing(
 
 
 async def run(
-    fleet: Fleet,
-    write_scale: WriteScale,
-    leader: Leader,
-    metrics: Metrics,
-    interval_seconds: float,
+    world: Fleet, client: Api, settings: Settings, leader: Leader, metrics: Metrics
 ) -> None:
-    """Scales until cancelled."""
-    deadline = max(
-        1.0, 0.6 * interval_seconds
-    )  # a pod whose cores all compute still answers in 1 s
+    """Scales every service until cancelled."""
+    interval = settings.scrape_interval_seconds
+    deadline = max(1.0, 0.6 * interval)  # a pod whose cores all compute answers in 1 s still
     async with scraper.make_session() as session:
 
         async def scrape(url: str) -> PodMetrics | Missing:
             return await scraper.scrape(session, url, deadline)
 
-        loop = ScalingLoop(fleet, write_scale, leader, scrape, metrics, interval_seconds)
-        await loop.run()
+        async def write_scale(key: Key, replicas: int) -> None:
+            await apply.scale(client, key, replicas)
+
+        await ScalingLoop(world, write_scale, leader, scrape, metrics, interval).run()

@@ -321,7 +321,7 @@ def test_the_operator_never_changes_what_users_write(render: Render) -> None:
     }
     assert rights["inferenceservices"] == {"get", "list", "watch"}
     assert rights["inferenceservices/status"] == rights["inferenceservices/scale"] == {"patch"}
-    assert rights["pods"] == {"get", "list", "watch"}
+    assert rights["pods"] == {"get", "list", "watch", "delete"}
 
 
 def test_named_namespaces_get_a_role_each_and_nothing_beyond(render: Render) -> None:

@@ -6,15 +6,18 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiohttp import web
 
 from quire_operator import api
 from quire_operator.errors import Denied, NotFound, NotLeader
+from quire_operator.kinds import SERVICE_KIND, Kind, Manifest
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
 from quire_operator.scaling import PodLoad
 from quire_operator.scaling_histogram import Histogram
-from quire_operator.scaling_loop import ScalingLoop
+from quire_operator.scaling_loop import ScalingLoop, run
 from quire_operator.scraper import Missing, PodMetrics
+from quire_operator.settings import Settings
 from quire_operator.world import PodEndpoint, ScalingReport, Snapshot
 
 CHAT = Key("team", "chat")
@@ -55,6 +58,7 @@ class FakeFleet:
     replicas: dict[Key, int] = field(default_factory=dict)
     shown: dict[Key, int] = field(default_factory=dict)
     ready: dict[Key, int] = field(default_factory=dict)
+    address: tuple[str, int] | None = None  # of every pod; None: its name, which only fakes know
     deleting: set[Key] = field(default_factory=set)
     writes: list[tuple[Key, int]] = field(default_factory=list)
     reports: list[tuple[Key, ScalingReport]] = field(default_factory=list)
@@ -76,8 +80,8 @@ class FakeFleet:
             spec=self.specs[key],
             replicas=replicas,
             ready_pods=tuple(
-                PodEndpoint(f"{key.name}-{i}", f"{key.name}-{i}", 8000, "r", 0.0)
-                for i in range(ready)
+                PodEndpoint(name, *(self.address or (name, 8000)), "r", 0.0)
+                for name in (f"{key.name}-{i}" for i in range(ready))
             ),
             pending=max(0, replicas - ready),
             unschedulable=0,
@@ -92,6 +96,22 @@ class FakeFleet:
             raise self.error
         self.writes.append((key, replicas))
         self.replicas[key] = replicas
+
+
+class FakeClient:
+    """Takes the one write that the scaler makes."""
+
+    def __init__(self, fleet: FakeFleet) -> None:
+        self._fleet = fleet
+        self.managers: list[str] = []
+
+    async def patch(
+        self, kind: Kind, namespace: str, name: str, body: Manifest, manager: str, **options: object
+    ) -> Manifest:
+        assert (kind, options) == (SERVICE_KIND, {"subresource": "scale"})
+        self.managers.append(manager)
+        await self._fleet.scale(Key(namespace, name), body["spec"]["replicas"])
+        return {}
 
 
 @dataclass
@@ -436,3 +456,31 @@ async def test_rounds_keep_their_pace() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert world.clock.now - 1000.0 == pytest.approx(INTERVAL * 3, abs=INTERVAL)
+
+
+async def test_the_whole_of_it_against_a_real_pod() -> None:
+    """run(): real scrapes over HTTP, and /scale under the scaler's own field manager."""
+
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(
+            text="vllm:num_requests_waiting 24\n"
+            "vllm:num_requests_running 8\nvllm:kv_cache_usage_perc 0.5\n"
+        )
+
+    app = web.Application()
+    app.router.add_get("/metrics", page)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    fleet = FakeFleet({CHAT: spec()}, address=("127.0.0.1", runner.addresses[0][1]))
+    client, settings = FakeClient(fleet), Settings(engine_image="x", scrape_interval_seconds=0.5)
+    task = asyncio.create_task(run(fleet, client, settings, FakeLeader(), Metrics()))
+    async with asyncio.timeout(20):
+        while not fleet.reports:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await runner.cleanup()
+    assert fleet.writes[0] == (CHAT, 2)
+    assert set(client.managers) == {"quire-scaler"}
