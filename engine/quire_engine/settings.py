@@ -12,7 +12,7 @@ DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """How the server behaves towards its clients. Raises ConfigError when a value breaks its rule."""
+    """How the server treats its clients. Raises ConfigError when a value breaks its rule."""
 
     model: str
     """Folder or .gguf file that tokenizer and chat template are read from. No default."""
@@ -30,8 +30,10 @@ class ServerSettings:
     """Bearer tokens that open /v1, /tokenize and /detokenize. None: everybody may."""
 
     max_num_queued_reqs: int = 1024
-    """Sequences that may wait while as many run as can; above it 429. About eight full batches of the
-    default 128: more than a minute's wait on any model, after which a client is better told to go."""
+    """Sequences that may wait while as many run as can; above it 429. About eight full batches of
+    the default 128: more than a minute's wait on any model, after which a client is better told to
+    go.
+    """
 
     shutdown_timeout: float = 120.0
     """Seconds that accepted requests have to finish after SIGTERM, then they are aborted."""
@@ -78,7 +80,7 @@ class ServerSettings:
 
 
 def termination_log(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Where the termination message goes: $TERMINATION_LOG, else /dev/termination-log if writable."""
+    """Where the termination message goes; None: nowhere. /dev/termination-log in a pod."""
     named = environment.get("TERMINATION_LOG")
     if named:
         return Path(named)

@@ -1,4 +1,6 @@
-"""The answers' bodies, in OpenAI's names. `null` where OpenAI writes null, absent where it is absent."""
+"""The answers' bodies, in OpenAI's names. `null` where OpenAI writes null, absent where it is
+absent.
+"""
 
 from typing import Literal
 
@@ -103,7 +105,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a chat stream. `usage` is null in all but the last, and absent if not asked for."""
+    """One event of a chat stream. `usage` is null in all but the last, absent if not asked for."""
 
     id: str
     created: int

@@ -1,8 +1,9 @@
 """Chat templates: jinja2 in its sandbox, with what transformers gives a template and nothing more.
 
-Same environment as transformers' `apply_chat_template` (5.23): trim_blocks, lstrip_blocks, loop controls, a
-`tojson` that escapes no HTML, `raise_exception`, `strftime_now`, and `{% generation %}`, which only marks text
-for training. A template comes with a model and is untrusted code: hence the immutable sandbox.
+Same environment as transformers' `apply_chat_template` (5.23): trim_blocks, lstrip_blocks, loop
+controls, a `tojson` that escapes no HTML, `raise_exception`, `strftime_now`, and `{% generation
+%}`, which only marks text for training. A template comes with a model and is untrusted code: hence
+the immutable sandbox.
 """
 
 import json
@@ -71,7 +72,9 @@ class ChatTemplate:
     """A model's way to write a conversation as one text."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Raises ModelCorrupt when `source` is no template. `special_tokens`: bos_token, eos_token, …"""
+        """Raises ModelCorrupt when `source` is no template. `special_tokens`: bos_token, eos_token,
+        …
+        """
         try:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError as error:
@@ -92,12 +95,12 @@ class ChatTemplate:
         variables = variables or {}
         if taken := sorted(RESERVED & variables.keys()):
             raise InvalidRequest(
-                f"chat_template_kwargs must not set {', '.join(taken)}; use the request's own fields",
+                f"chat_template_kwargs must not set {', '.join(taken)}; use the request's fields",
                 param="chat_template_kwargs",
             )
         try:
             return self._template.render(
-                **self._special_tokens
+                **dict(self._special_tokens)
                 | dict(variables)
                 | {
                     "messages": [_turn(message) for message in messages],

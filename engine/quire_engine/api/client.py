@@ -1,7 +1,9 @@
-"""What the API process knows of the core: who is in there, what comes out, and what to do when it dies.
+"""What the API process knows of the core: who is in there, what comes out, and what to do when it
+dies.
 
-`CoreClient` owns every open sequence. A handler `submit`s its sequences and gets a `Generation`; leaving its
-`with` block aborts whatever is not finished, so no path out of a handler can leave blocks behind.
+`CoreClient` owns every open sequence. A handler `submit`s its sequences and gets a `Generation`;
+leaving its `with` block aborts whatever is not finished, so no path out of a handler can leave
+blocks behind.
 """
 
 import asyncio
@@ -166,12 +168,14 @@ class CoreClient:
 
     @property
     def num_waiting(self) -> int:
-        """Sequences that do not run: in the core's queue, preempted, or on their way to the core."""
+        """Sequences that do not run: in the core's queue, preempted, or on their way there."""
         return self.num_open - self.num_running
 
     @property
     def num_queued(self) -> int:
-        """Sequences that will still wait after the core's next step: those on their way take free seats."""
+        """Sequences that will still wait after the core's next step: those on their way take free
+        seats.
+        """
         assert self.ready is not None
         on_their_way = max(0, self.num_waiting - self.stats.num_waiting)
         seats = 0 if self.stats.num_waiting else self.ready.max_num_seqs - self.num_running
@@ -180,7 +184,9 @@ class CoreClient:
     # ---- what handlers do -----------------------------------------------------------------------
 
     def submit(self, requests: Sequence[AddRequest], *, arrived: float) -> Generation:
-        """Send the sequences of one HTTP request. QueueFull or Unavailable when they cannot be taken."""
+        """Send the sequences of one HTTP request. QueueFull or Unavailable when they cannot be
+        taken.
+        """
         if self.ready is None:
             raise Unavailable("the model is not loaded yet; try again shortly", retry_after=2)
         self._admit(len(requests))
@@ -213,9 +219,11 @@ class CoreClient:
     # ---- the core's life ------------------------------------------------------------------------
 
     def listen(self) -> None:
-        """Take the core's frames from now on. ZeroMQ's descriptor is edge-triggered: drained each time."""
+        """Take the core's frames from now on. ZeroMQ's descriptor is edge-triggered: drained each
+        time.
+        """
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._core.outputs.getsockopt(zmq.FD), self._receive)
+        loop.add_reader(self._core.outputs.fileno(), self._receive)
         loop.call_soon(self._receive)
 
     async def until_ready(self) -> CoreReady:
@@ -243,7 +251,7 @@ class CoreClient:
 
     async def shutdown(self) -> None:
         """Tell the core to leave, and see it leave."""
-        asyncio.get_running_loop().remove_reader(self._core.outputs.getsockopt(zmq.FD))
+        asyncio.get_running_loop().remove_reader(self._core.outputs.fileno())
         if self.ready is not None:
             self._send(Shutdown())
             await self._core.stop()
@@ -271,7 +279,7 @@ class CoreClient:
             )
 
     def _seconds_to_a_seat(self) -> int:
-        """A seat frees every (mean time of a request / seats) seconds; the queue stands before us."""
+        """A seat frees every (mean time of a request / seats) seconds; the queue comes first."""
         assert self.ready is not None
         seconds = self.num_queued * self._metrics.mean_e2e_seconds / self.ready.max_num_seqs
         return max(1, min(60, math.ceil(seconds)))

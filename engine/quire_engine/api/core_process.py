@@ -1,7 +1,7 @@
 """The core process as the API process holds it: sockets, pulse, birth and end.
 
-Imports little, so that the core can be started before the rest of the API process is imported: its start-up
-(torch, weights) is the long one.
+Imports little, so that the core can be started before the rest of the API process is imported: its
+start-up (torch, weights) is the long one.
 """
 
 import asyncio
@@ -24,7 +24,9 @@ EXIT_SECONDS = 5.0  # for a core that was told to shut down; it frees memory and
 
 
 class CoreProcess:
-    """One core process and what ties it to us. Start it from the main thread (PDEATHSIG is the thread's)."""
+    """One core process and what ties it to us. Start it from the main thread (PDEATHSIG is the
+    thread's).
+    """
 
     def __init__(
         self,
@@ -55,11 +57,15 @@ class CoreProcess:
             "--outputs": f"ipc://{folder}/outputs",
             "--progress": str(folder / "progress"),
         }
-        process = subprocess.Popen([*command, *(part for pair in arguments.items() for part in pair)])
+        process = subprocess.Popen(
+            [*command, *(part for pair in arguments.items() for part in pair)]
+        )
         return cls(process, folder, requests, outputs, progress)
 
     async def wait(self) -> int:
-        """The exit code, as subprocess gives it (negative: the signal). Polls nothing: a pidfd wakes us."""
+        """The exit code, as subprocess gives it (negative: the signal). Polls nothing: a pidfd
+        wakes us.
+        """
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         descriptor = os.pidfd_open(self.process.pid)

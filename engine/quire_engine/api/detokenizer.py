@@ -1,7 +1,9 @@
-"""Token ids to text, as they come: whole UTF-8 characters only, and nothing of a stop string's text.
+"""Token ids to text, as they come: whole UTF-8 characters only, and nothing of a stop string's
+text.
 
-`TextStream` turns ids into text; `StopCutter` holds back what may yet turn out to be a stop string. Both give
-the same text however the ids or characters are cut into pieces, so a stream's text is the whole answer's.
+`TextStream` turns ids into text; `StopCutter` holds back what may yet turn out to be a stop string.
+Both give the same text however the ids or characters are cut into pieces, so a stream's text is the
+whole answer's.
 """
 
 from collections.abc import Sequence
@@ -11,7 +13,9 @@ from tokenizers.decoders import DecodeStream
 from quire_engine.api.tokenizer import REPLACEMENT, Tokenizer
 
 PROMPT_TAIL = 8
-"""Prompt ids that decoding starts from: SentencePiece tokenizers drop a leading space of their first token."""
+"""Prompt ids that decoding starts from: SentencePiece tokenizers drop a leading space of their
+first token.
+"""
 
 
 class TextStream:
@@ -30,7 +34,9 @@ class TextStream:
         self._pending.append(token_id)
         try:
             text = self._stream.step(self._tokenizer.backend, token_id)
-        except Exception:  # tokenizers raises plain Exception when a decoder rewrites what it has given
+        except (
+            Exception
+        ):  # tokenizers raises plain Exception when a decoder rewrites what it has given
             return self.flush()
         if text is None:
             return ""
@@ -49,7 +55,9 @@ class TextStream:
 
 
 def _context(tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> list[int]:
-    """The prompt's end, where it matters; none where it ends inside a character, to be told as new text."""
+    """The prompt's end, where it matters; none where it ends inside a character, to be told as new
+    text.
+    """
     if tokenizer.byte_level:
         return []
     tail = list(prompt_token_ids[-PROMPT_TAIL:])
@@ -71,7 +79,9 @@ class StopCutter:
         self.stopped_by: str | None = None
 
     def push(self, text: str, *, armed: bool = True) -> str:
-        """The text that is safe to give away. Unarmed text (before min_tokens) completes no stop string."""
+        """The text that is safe to give away. Unarmed text (before min_tokens) completes no stop
+        string.
+        """
         if not self._stops or self.stopped_by is not None:
             return "" if self.stopped_by is not None else text
         self._held += text
@@ -86,9 +96,11 @@ class StopCutter:
         return self._release(len(self._held))
 
     def _cut(self) -> bool:
-        """Ends `_held` where the first complete stop string begins (or ends, if that is included)."""
+        """Ends `_held` where the first complete stop string begins (if included, ends)."""
         found = [
-            (end, -len(stop), stop) for stop in self._stops if (end := self._end_of(stop)) is not None
+            (end, -len(stop), stop)
+            for stop in self._stops
+            if (end := self._end_of(stop)) is not None
         ]
         if not found:
             return False

@@ -1,7 +1,7 @@
 """Going down without losing an accepted request.
 
-First signal: /ready and new requests answer 503, those in flight finish within `shutdown_timeout`, what is left
-then is aborted with an error. Second signal: what is left is aborted at once.
+First signal: /ready and new requests answer 503, those in flight finish within `shutdown_timeout`,
+what is left then is aborted with an error. Second signal: what is left is aborted at once.
 """
 
 import asyncio
@@ -62,6 +62,10 @@ class Drain:
         else:
             logger.info("asked again, aborting in_flight=%d", self.num_in_flight)
             self._hurry.set()
+
+    async def until_empty(self) -> None:
+        """Returns when no request is in flight."""
+        await self._empty.wait()
 
     async def run(self, fail_all: Callable[[ApiError], int]) -> int:
         """Wait for the first signal, then for the requests. How many sequences were aborted."""

@@ -9,6 +9,7 @@
     ├── MethodNotAllowed    405
     ├── BodyTooLarge        413
     ├── QueueFull           429  with Retry-After
+    ├── HeadTooLarge        431
     ├── GenerationFailed    500  the core gave this request up, or died under it
     └── Unavailable         503  loading or draining, with Retry-After
 
@@ -135,7 +136,7 @@ class MethodNotAllowed(ApiError):
 
 
 class BodyTooLarge(ApiError):
-    """The body is over --max-body-bytes. The connection closes: the rest of the body is not read."""
+    """The body is over --max-body-bytes. The connection closes: the rest is not read."""
 
     status = 413
     type = "invalid_request_error"
@@ -148,6 +149,14 @@ class QueueFull(ApiError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
+
+
+class HeadTooLarge(ApiError):
+    """Request line and headers are over --max-header-bytes."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "head_too_large"
 
 
 class GenerationFailed(ApiError):

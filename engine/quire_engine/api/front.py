@@ -12,11 +12,10 @@ from quire_engine.api.errors import ApiError, BodyTooLarge, ClientGone, Unauthor
 PROBES = frozenset({"/health", "/ready", "/metrics", "/version"})
 """Answered whatever the state, counted nowhere."""
 
-OPEN_PREFIXES = ("/openapi.json",)  # what a client may read without a key
-
 DISCARD_FACTOR = 4
-"""A body that is too long is read up to so many times the limit, so that the client, still writing, gets to
-read the 413; closing at once would reset its connection."""
+"""A body that is too long is read up to so many times the limit, so that the client, still writing,
+gets to read the 413; closing at once would reset its connection.
+"""
 
 
 class Front:
@@ -39,7 +38,7 @@ class Front:
             await error.response()(scope, receive, send)
 
     def _check_key(self, scope: Scope) -> None:
-        if not self._api_keys or scope["path"] in OPEN_PREFIXES:
+        if not self._api_keys:
             return
         sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, key = sent.partition(b" ")

@@ -1,4 +1,6 @@
-"""Runs an answer: submits its sequences, turns outputs into pieces, writes them as one body or as a stream."""
+"""Runs an answer: submits its sequences, turns outputs into pieces, writes them as one body or as a
+stream.
+"""
 
 import asyncio
 import logging
@@ -34,9 +36,11 @@ class Job:
     user: str = ""
 
     def usage(self) -> Usage:
-        """Tokens so far. A prompt counts once, whatever `n`; its first choice says what was cached."""
+        """Tokens so far. A prompt counts once, whatever `n`; its first choice knows the cached."""
         prompt = sum(len(r.prompt_token_ids) for r in self.requests[:: self.choices_per_prompt])
-        cached = sum(choice.num_cached_tokens for choice in self.choices[:: self.choices_per_prompt])
+        cached = sum(
+            choice.num_cached_tokens for choice in self.choices[:: self.choices_per_prompt]
+        )
         completion = sum(choice.num_tokens for choice in self.choices)
         return Usage(
             prompt_tokens=prompt,
@@ -47,7 +51,9 @@ class Job:
 
 
 class Answer(Response):
-    """A response that generates while it is being sent. Errors before the first byte get their own status."""
+    """A response that generates while it is being sent. Errors before the first byte get their own
+    status.
+    """
 
     def __init__(
         self, client: CoreClient, job: Job, shape: Shape, *, stream: bool, log: bool = False
@@ -86,7 +92,7 @@ class Answer(Response):
         await answer(scope, receive, send)
 
     async def _send_stream(self, generation: Generation, send: Send) -> None:
-        """The headers go with the first event: until then an error can still have its own status."""
+        """The headers go with the first event: until then an error can have its own status."""
         opened: set[int] = set()
         try:
             async for choice, piece in _pieces(generation, self._job.choices):
@@ -104,12 +110,20 @@ class Answer(Response):
             logger.warning("stream broken id=%s error=%s", self._shape.head.id, error.message)
             await _send_part(send, b"data: " + error.body() + b"\n\n", more=False)
             return
-        tail = _event(self._shape.usage(self._job.usage())) if self._shape.head.usage_in_stream else b""
+        tail = (
+            _event(self._shape.usage(self._job.usage()))
+            if self._shape.head.usage_in_stream
+            else b""
+        )
         await _send_part(send, tail + DONE, more=False)
 
     async def _start(self, send: Send, *, first: bool) -> None:
         if first:
-            headers = [*self.raw_headers, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+            headers = [
+                *self.raw_headers,
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),
+            ]
             headers = [header for header in headers if header[0] != b"content-length"]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -157,7 +171,9 @@ def _merged(pieces: Sequence[Piece]) -> Piece:
 
 @contextmanager
 def _watching(receive: Receive, generation: Generation) -> Iterator[None]:
-    """Aborts the generation the moment the client closes its connection, wherever the answer stands."""
+    """Aborts the generation the moment the client closes its connection, wherever the answer
+    stands.
+    """
     task = asyncio.get_running_loop().create_task(_leave_on_disconnect(receive, generation))
     try:
         yield

@@ -1,7 +1,8 @@
 """A tokenizer from a GGUF's own metadata (keys tokenizer.ggml.*), for byte-level BPE vocabularies.
 
-GGUF names the splitting of text before BPE by a word (`tokenizer.ggml.pre`); what each word means is code
-in llama.cpp (src/llama-vocab.cpp). The ones below are those of the families that the engine runs.
+GGUF names the splitting of text before BPE by a word (`tokenizer.ggml.pre`); what each word means
+is code in llama.cpp (src/llama-vocab.cpp). The ones below are those of the families that the engine
+runs.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,10 @@
-"""Is the core alive? Told from a counter that moves with every layer, not from how long a request takes.
+"""Is the core alive? Told from a counter that moves with every layer, never from a request's time.
 
-A core is taken for hung when work is pending and its counter has stood still for `health_timeout` seconds. One
-long prefill moves the counter with every layer; an idle core has nothing pending. While the model loads, the
-counter moves with every tensor, but not inside an import or a kernel's compilation: there LOAD_FACTOR
-times as long is granted, for killing a slow start begins a slower one.
+A core is taken for hung when work is pending and its counter has stood still for `health_timeout`
+seconds. One long prefill moves the counter with every layer; an idle core has nothing pending.
+While the model loads, the counter moves with every tensor, but not inside an import or a kernel's
+compilation: there LOAD_FACTOR times as long is granted, for killing a slow start begins a slower
+one.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class HealthMonitor:
         loading: bool,
         pending_since: float | None,
     ) -> HealthReport:
-        """Times are monotonic seconds; `pending_since` is when the API last went from idle to busy."""
+        """Times are monotonic seconds; `pending_since`: when the API last became busy."""
         if progress.counter != self._counter:
             self._counter, self._moved = progress.counter, now
         if not alive:

@@ -1,4 +1,5 @@
-"""The request bodies: what a client may send, field by field, in OpenAI's names and vLLM's for extras.
+"""The request bodies: what a client may send, field by field, in OpenAI's names and vLLM's for
+extras.
 
 Three kinds of fields, and no fourth that would be ignored in silence:
 
@@ -6,11 +7,12 @@ Three kinds of fields, and no fourth that would be ignored in silence:
 - *known, not built*: in `NOT_SUPPORTED`, with the values that ask for nothing and so may pass;
 - *unknown*: refused by name.
 
-`user`, `safety_identifier` and `prompt_cache_key` are by OpenAI's definition hints that change no answer:
-taken, and `user` goes to the request log.
+`user`, `safety_identifier` and `prompt_cache_key` are by OpenAI's definition hints that change no
+answer: taken, and `user` goes to the request log.
 
-msgspec decodes and checks in one pass over the bytes (0.08 s to import where pydantic takes 0.4 s, which
-every pod would pay at start). Its messages are rewritten to rule + input + way out on the error path only.
+msgspec decodes and checks in one pass over the bytes (0.08 s to import where pydantic takes 0.4 s,
+which every pod would pay at start). Its messages are rewritten to rule + input + way out on the
+error path only.
 """
 
 import re
@@ -96,7 +98,9 @@ class _Generate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     user: str | None = None
 
     # vLLM's extras
-    add_special_tokens: bool | None = None  # chat: false, the template writes them; completions: true
+    add_special_tokens: bool | None = (
+        None  # chat: false, the template writes them; completions: true
+    )
     cache_salt: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -149,7 +153,7 @@ Role: TypeAlias = Literal["system", "developer", "user", "assistant"]
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One turn. `developer` is OpenAI's newer word for `system`, and templates know only that one."""
+    """One turn. `developer` is OpenAI's newer word for `system`, the one that templates know."""
 
     role: Role
     content: str | list[TextPart]
@@ -255,7 +259,9 @@ _BAD_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def _decoded(raw: bytes) -> object:
-    """The whole body without its type: a broken rule is reported before broken JSON further on is met."""
+    """The whole body without its type: a broken rule is reported before broken JSON further on is
+    met.
+    """
     try:
         return msgspec.json.decode(raw)
     except _BAD_JSON as error:
@@ -293,13 +299,15 @@ def _explained(message: str, body: object) -> InvalidRequest:
         return part
     rule = what[:1].lower() + what[1:]
     return InvalidRequest(
-        f"{path or 'the body'} breaks its rule: {rule}; got {_shown(value)}; change it or leave it out",
+        f"{path or 'the body'} breaks its rule: {rule}; got {_shown(value)}; change it",
         param=path or None,
     )
 
 
 def _unsupported_part(path: str, value: object) -> InvalidRequest | None:
-    """Content of other kinds than text, and turns of tools, by name: the usual ways to ask for more."""
+    """Content of other kinds than text, and turns of tools, by name: the usual ways to ask for
+    more.
+    """
     if re.search(r"\.content\[\d+\]\.type$", path):
         what = f"content of type {_shown(value)}"
     elif path.endswith("].role") and value in ("tool", "function"):
@@ -314,7 +322,7 @@ def _unsupported_part(path: str, value: object) -> InvalidRequest | None:
 
 
 def _value_at(path: str, body: object) -> object:
-    """What stands at msgspec's path in the body; the deepest value on the way where it ends early."""
+    """What stands at msgspec's path in the body; where it ends early, the last value on it."""
     value: Any = body
     for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
         try:

@@ -1,4 +1,6 @@
-"""From what a client asked for to what the core is told: defaults, ranges that depend on the model, limits."""
+"""From what a client asked for to what the core is told: defaults, ranges that depend on the model,
+limits.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
     for text in stops:
         if not 1 <= len(text) <= MAX_STOP_CHARS:
             raise InvalidRequest(
-                f"a stop string must have 1 to {MAX_STOP_CHARS} characters, got {len(text)}; change it",
+                f"a stop string must have 1 to {MAX_STOP_CHARS} characters, got {len(text)}",
                 param="stop",
             )
     return stops
@@ -73,9 +75,7 @@ def sampling_params(
     )
 
 
-def check_token_ids(
-    token_ids: Sequence[int], limits: ModelLimits, param: str
-) -> tuple[int, ...]:
+def check_token_ids(token_ids: Sequence[int], limits: ModelLimits, param: str) -> tuple[int, ...]:
     """`token_ids`, all in the vocabulary."""
     highest = max(token_ids, default=0)
     if highest >= limits.vocab_size:

@@ -1,4 +1,6 @@
-"""How an answer is written: whole and in chunks, for chat and for completions. Pure: pieces in, structs out."""
+"""How an answer is written: whole and in chunks, for chat and for completions. Pure: pieces in,
+structs out.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +63,7 @@ class ChatShape:
 
     def chunks(self, choice: Choice, piece: Piece) -> list[msgspec.Struct]:
         """The end comes in an event of its own, with an empty delta, as OpenAI sends it."""
-        chunks = []
+        chunks: list[msgspec.Struct] = []
         if piece.text or piece.positions:
             chunks.append(
                 self._chunk(
@@ -164,7 +166,9 @@ class CompletionShape:
     def whole(
         self, choices: Sequence[Choice], pieces: Sequence[Piece], usage: answers.Usage
     ) -> msgspec.Struct:
-        return self._body([self._choice(*both) for both in zip(choices, pieces, strict=True)], usage)
+        return self._body(
+            [self._choice(*both) for both in zip(choices, pieces, strict=True)], usage
+        )
 
     def usage(self, usage: answers.Usage) -> msgspec.Struct:
         return self._body([], usage)

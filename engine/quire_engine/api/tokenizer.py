@@ -1,7 +1,7 @@
 """Text to token ids and single tokens back, by Hugging Face's `tokenizers`. No transformers.
 
-Read from tokenizer.json (+ tokenizer_config.json, generation_config.json, config.json) in a model folder, or
-beside a .gguf file, or from the .gguf file's own metadata (gguf_tokenizer.py).
+Read from tokenizer.json (+ tokenizer_config.json, generation_config.json, config.json) in a model
+folder, or beside a .gguf file, or from the .gguf file's own metadata (gguf_tokenizer.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The tokens that end an answer, and those that a chat template may name (bos_token, …)."""
+    """The tokens that end an answer, and those that a chat template may name."""
 
     eos_token_ids: frozenset[int] = frozenset()
     by_name: Mapping[str, str] = field(default_factory=dict)  # "bos_token" -> "<s>"
@@ -27,7 +27,7 @@ class SpecialTokens:
 
 
 class Tokenizer:
-    """A model's tokenizer. Encoding lets go of the GIL; every method may be called from any thread."""
+    """A model's tokenizer. Encoding lets go of the GIL; callable from any thread."""
 
     def __init__(self, backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
         self.backend = backend
@@ -41,7 +41,9 @@ class Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of `text`; with the tokens that the model wants around a plain text, if asked for."""
+        """Token ids of `text`; with the tokens that the model wants around a plain text, if asked
+        for.
+        """
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
@@ -53,7 +55,7 @@ class Tokenizer:
         return self.backend.decode([token_id], skip_special_tokens=False)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """One token's exact bytes, a piece of a UTF-8 character too where the vocabulary shows it."""
+        """One token's exact bytes, a piece of a character too where the vocabulary shows it."""
         text = self.token_text(token_id)
         token = self.backend.id_to_token(token_id)
         if REPLACEMENT not in text or token is None:

@@ -1,0 +1,222 @@
+"""The command line: `quire-engine serve | fetch | plan`. vLLM's names where both have the flag.
+
+Flags are read here and nowhere else; what they mean is written at the fields of EngineConfig,
+ServerSettings and FetchOptions. Everything heavier than typer is imported by the command that needs
+it.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from typer.main import get_command
+
+from quire_engine.config import Device, Dtype, EngineConfig, LoadFormat
+from quire_engine.errors import EngineError, ExitCode
+from quire_engine.settings import ServerSettings
+from quire_engine.termination import report_fatal
+
+app = typer.Typer(
+    name="quire-engine",
+    help="Serve language models with paged attention, on GPUs and CPUs.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(metadata.version("quire"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Serve language models with paged attention, on GPUs and CPUs."""
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Model folder, or a .gguf file.")],
+    dtype: Annotated[
+        Dtype, typer.Option(help="Number format of weights and activations.")
+    ] = "auto",
+    device: Annotated[Device, typer.Option(help="auto: the GPU where there is one.")] = "auto",
+    load_format: Annotated[LoadFormat, typer.Option(help="dummy: random weights.")] = "auto",
+    max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and answer.")] = None,
+    max_num_seqs: Annotated[int, typer.Option(help="Sequences in one step.")] = 128,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.")] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="Share of a GPU, 0 to 1.")] = 0.9,
+    kv_cache_memory_bytes: Annotated[int | None, typer.Option(help="Bytes of KV cache.")] = None,
+    num_gpu_blocks_override: Annotated[int | None, typer.Option(help="Blocks of KV cache.")] = None,
+    block_size: Annotated[int, typer.Option(help="Tokens in one block of KV cache.")] = 16,
+    enable_prefix_caching: Annotated[bool, typer.Option(help="Share equal prefixes.")] = True,
+    tensor_parallel_size: Annotated[int, typer.Option(help="GPUs for one model; 1.")] = 1,
+    num_threads: Annotated[int | None, typer.Option(help="CPU threads of the kernels.")] = None,
+    seed: Annotated[int, typer.Option(help="For requests that bring no seed.")] = 0,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="What requests call the model; may be repeated. Default: its folder."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",  # noqa: S104
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="QUIRE_API_KEY",
+            show_envvar=True,
+            help="Bearer token that requests must carry; may be repeated.",
+        ),
+    ] = None,
+    max_num_queued_reqs: Annotated[int, typer.Option(help="Waiting sequences, then 429.")] = 1024,
+    shutdown_timeout: Annotated[float, typer.Option(help="Seconds to finish on SIGTERM.")] = 120.0,
+    health_timeout: Annotated[float, typer.Option(help="Seconds of standstill, then 503.")] = 60.0,
+    max_body_bytes: Annotated[int, typer.Option(help="Longest request body.")] = 4 * 1024 * 1024,
+    max_header_bytes: Annotated[int, typer.Option(help="Longest request head.")] = 64 * 1024,
+    enable_log_requests: Annotated[bool, typer.Option(help="A log line each.")] = False,
+) -> None:
+    """Serve MODEL with an OpenAI-compatible API."""
+    config = EngineConfig(
+        model=model,
+        dtype=dtype,
+        device=device,
+        load_format=load_format,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        gpu_memory_utilization=gpu_memory_utilization,
+        kv_cache_memory_bytes=kv_cache_memory_bytes,
+        num_gpu_blocks_override=num_gpu_blocks_override,
+        block_size=block_size,
+        enable_prefix_caching=enable_prefix_caching,
+        tensor_parallel_size=tensor_parallel_size,
+        num_threads=num_threads,
+        seed=seed,
+    )
+    settings = ServerSettings(
+        model=model,
+        served_model_names=tuple(served_model_name or (_default_name(model),)),
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or ()),
+        max_num_queued_reqs=max_num_queued_reqs,
+        shutdown_timeout=shutdown_timeout,
+        health_timeout=health_timeout,
+        max_body_bytes=max_body_bytes,
+        max_header_bytes=max_header_bytes,
+        log_requests=enable_log_requests,
+    )
+    from quire_engine.serve import serve as run
+
+    end = run(settings, config)
+    if end is not None:
+        _fail(end.exit_code, end.reason, end.message)
+
+
+@app.command()
+def fetch(
+    uri: Annotated[str, typer.Argument(help="hf://org/name or hf://org/name/file.gguf.")],
+    directory: Annotated[Path, typer.Argument(help="Root of the volume.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    progress_port: Annotated[int | None, typer.Option(help="Port of GET /progress.")] = None,
+    verify: Annotated[bool, typer.Option(help="Hash what is there.")] = False,
+    repair: Annotated[bool, typer.Option(help="Fetch bad files again.")] = False,
+) -> None:
+    """Bring a model to DIRECTORY: resumed, verified, installed whole. HF_ENDPOINT, HF_TOKEN."""
+    from quire_engine.fetch import FetchOptions, SourceOptions, run_fetch
+
+    options = FetchOptions(
+        uri=uri,
+        directory=directory,
+        revision=revision,
+        progress_port=progress_port,
+        verify=verify,
+        repair=repair,
+        source=SourceOptions.from_environment(os.environ),
+    )
+    raise typer.Exit(run_fetch(options))
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="Folder, .gguf file or hf:// URI.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    gpu_memory_bytes: Annotated[int | None, typer.Option(help="Memory of the device.")] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="Share of it to use.")] = 0.9,
+    dtype: Annotated[Dtype, typer.Option(help="Number format of weights and cache.")] = "auto",
+    max_model_len: Annotated[int | None, typer.Option(help="Context to plan for.")] = None,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens in one step.")] = 8192,
+    max_num_seqs: Annotated[int, typer.Option(help="Sequences in one step.")] = 128,
+    block_size: Annotated[int, typer.Option(help="Tokens in one block.")] = 16,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Print what memory MODEL needs, before it is loaded or even downloaded."""
+    from quire_engine.fetch import PlanOptions, SourceOptions, run_plan
+
+    options = PlanOptions(
+        model=model,
+        revision=revision,
+        gpu_memory_bytes=gpu_memory_bytes,
+        gpu_memory_utilization=gpu_memory_utilization,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        block_size=block_size,
+        as_json=json,
+        source=SourceOptions.from_environment(os.environ),
+    )
+    raise typer.Exit(run_plan(options))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script. Whatever goes wrong, the last line on stderr says what."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = get_command(app).main(given, prog_name="quire-engine", standalone_mode=False)
+    except typer.TyperException as error:
+        command = given[0] if len(given) > 1 and not given[0].startswith("-") else ""
+        rule = error.format_message().rstrip(".") + _shown_value(error, given)
+        _fail(
+            ExitCode.USAGE, "BadConfig", f"{rule}; see {f'quire-engine {command}'.strip()} --help"
+        )
+    except typer.Abort:
+        sys.exit(130)  # Ctrl-C, as shells count it
+    except EngineError as error:
+        _fail(error.exit_code, error.reason, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        _fail(ExitCode.INTERNAL, "Internal", f"{type(error).__name__}: {error}")
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _shown_value(error: typer.TyperException, given: Sequence[str]) -> str:
+    """`, got <value>` for a flag whose value is bad: typer names the flag alone. Never a key."""
+    flags = set(getattr(getattr(error, "param", None), "opts", ())) - {"--api-key"}
+    for argument, following in zip(given, [*given[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag in flags:
+            return f", got {value if equals else following!r}"
+    return ""
+
+
+def _fail(exit_code: int, reason: str, message: str) -> NoReturn:
+    report_fatal(reason, message)
+    sys.exit(exit_code)
+
+
+def _default_name(model: str) -> str:
+    """The folder's name; a .gguf file's without its ending."""
+    path = Path(model).absolute()
+    return path.stem if path.suffix == ".gguf" else path.name
