@@ -307,8 +307,6 @@ class Scaling(_Schema, frozen=True):
         Rule(
             "self.minReplicas <= self.maxReplicas",
             "scaling.minReplicas must be <= scaling.maxReplicas",
-            "'scaling.minReplicas must be <= scaling.maxReplicas, got '"
-            " + string(self.minReplicas) + ' > ' + string(self.maxReplicas)",
         ),
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from quire_operator import api, names, pods
+from quire_operator import api, names, pods, views
 from quire_operator.api import Spec
 from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, SERVICE, Kind, Manifest
 from quire_operator.names import Key
+from quire_operator.views import ChildView
 
 
 def owner(key: Key, uid: str, *, controller: bool = True) -> Manifest:
@@ -38,6 +39,13 @@ def with_digest(manifest: Manifest) -> Manifest:
         names.ANNOTATION_DIGEST: names.digest(text, 16)
     }
     return manifest | {"metadata": metadata | {"annotations": annotations}}
+
+
+def holds(live: ChildView, manifest: Manifest) -> bool:
+    """Whether a live child is what the manifest asks for: applied from it, and unchanged since."""
+    applied = live.meta.annotations.get(names.ANNOTATION_DIGEST)
+    wanted = manifest["metadata"]["annotations"][names.ANNOTATION_DIGEST]
+    return applied == wanted and views.holds(msgspec.json.decode(live.body), manifest)
 
 
 def service(key: Key, uid: str) -> Manifest:

@@ -1,7 +1,7 @@
 """Lays spec.podTemplate over a pod template, as a strategic merge patch would.
 
-Maps merge, null deletes, lists of named things merge by their key (`MERGE_KEYS`, from the Kubernetes
-API's own patchMergeKey), all other lists are replaced. `$patch: delete` removes a list's item,
+Maps merge, null deletes, lists of named things merge by their key (`MERGE_KEYS`, from the API's own
+patchMergeKey), all other lists are replaced. `$patch: delete` removes a list's item,
 `$patch: replace` a whole map.
 """
 

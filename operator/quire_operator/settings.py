@@ -101,8 +101,14 @@ class _Reader:
             )
 
 
-_OTHERS = {"QUIRE_KUBECONFIG"}
-"""Read by the tests' tools, which share our prefix and may start us."""
+_OTHERS = {
+    "QUIRE_AUDIT_LOG",
+    "QUIRE_CLUSTER_NETWORK",
+    "QUIRE_HUB_ADDRESS",
+    "QUIRE_KUBECONFIG",
+    "QUIRE_REGISTRY",
+}
+"""Of the test cluster's tools, which share our prefix and may start us."""
 
 
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT)|PORT)(_[A-Z0-9_]+)?$")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 from quire_operator import api, names
 from quire_operator.kinds import CLAIM, DEPLOYMENT, JOB, POD, SERVICE_KIND, Kind
@@ -23,7 +23,6 @@ from quire_operator.views import (
 )
 
 MAX_DECISIONS = 5
-V = TypeVar("V", ServiceView, ClaimView, DeploymentView, JobView, PodView)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +79,7 @@ class World:
         self._objects: dict[Kind, dict[Key, View]] = {}
         self._by_service: dict[tuple[Kind, Key], set[Key]] = {}
         self._claims: dict[Key, set[Key]] = {}
+        self._by_uid: dict[str, Key] = {}
         self._scaling: dict[Key, ScalingRecord] = {}
         self._startup: dict[Key, float] = {}
         self._was_ready: set[str] = set()
@@ -90,14 +90,14 @@ class World:
         """Stores a projection, unless an event out of order brings an older one, and wakes."""
         at = Key(view.meta.namespace, view.meta.name)
         before = self._objects.setdefault(kind, {}).get(at)
-        if before is not None and _older(view.meta, before.meta):
+        if before is not None and not _news(view.meta, before.meta):
             return
         if before is not None:
             self._unlink(kind, at, before)
+            self._notify(kind, at, before)
         self._objects[kind][at] = view
         self._note_startup(before, view)
         self._link(kind, at, view)
-        self._notify(kind, at, before)
         self._notify(kind, at, view)
 
     def drop(self, kind: Kind, at: Key, uid: str | None = None) -> None:
@@ -158,12 +158,12 @@ class World:
         views = [v for v in self._children(POD, key) if isinstance(v, PodView)]
         return [v for v in views if v.job is None]
 
-    def jobs(self, namespace: str, claim: str) -> list[JobView]:
-        views = self._linked(JOB, Key(namespace, claim))
-        return [v for v in views if isinstance(v, JobView)]
+    def jobs(self, of: Key) -> list[JobView]:
+        """The fetches that a service started, or those that go by a stem of names."""
+        return [v for v in self._children(JOB, of) if isinstance(v, JobView)]
 
-    def job_pods(self, namespace: str, claim: str) -> list[PodView]:
-        views = self._linked(POD, Key(namespace, claim))
+    def job_pods(self, stem: Key) -> list[PodView]:
+        views = self._children(POD, stem)
         return [v for v in views if isinstance(v, PodView) and v.job is not None]
 
     def scaling(self, key: Key) -> ScalingRecord | None:
@@ -208,11 +208,11 @@ class World:
         objects = self._objects.get(kind, {})
         return (objects[at] for at in sorted(self._by_service.get((kind, key), ())))
 
-    _linked = _children
-
     def _link(self, kind: Kind, at: Key, view: View) -> None:
         for key in self._concerned(kind, at, view):
             self._by_service.setdefault((kind, key), set()).add(at)
+        if isinstance(view, ServiceView):
+            self._by_uid[view.meta.uid] = at
         if isinstance(view, ServiceView) and view.spec is not None:
             for claim in claims_of(at, view.spec):
                 self._claims.setdefault(claim, set()).add(at)
@@ -220,42 +220,36 @@ class World:
     def _unlink(self, kind: Kind, at: Key, view: View) -> None:
         for key in self._concerned(kind, at, view):
             self._by_service.get((kind, key), set()).discard(at)
+        if isinstance(view, ServiceView):
+            self._by_uid.pop(view.meta.uid, None)
         if isinstance(view, ServiceView) and view.spec is not None:
             for claim in claims_of(at, view.spec):
                 self._claims.get(claim, set()).discard(at)
 
     def _concerned(self, kind: Kind, at: Key, view: View) -> list[Key]:
-        """What an object is filed under: its service, or its claim for Jobs and their pods."""
-        if isinstance(view, JobView):
-            return [Key(at.namespace, view.claim)]
-        if isinstance(view, PodView) and view.claim is not None:
-            return [Key(at.namespace, view.claim)]
-        if kind is SERVICE_KIND or kind is CLAIM or view.meta.service is None:
+        """What an object is filed under: its service by label, its stem for fetches."""
+        stem = view.claim if isinstance(view, JobView | PodView) else None
+        if kind is SERVICE_KIND or kind is CLAIM:
             return []
-        return [Key(at.namespace, view.meta.service)]
+        return [Key(at.namespace, name) for name in (view.meta.service, stem) if name]
 
-    def _notify(self, kind: Kind, at: Key, view: View | None) -> None:
-        if view is None:
-            return
-        if kind is SERVICE_KIND:
-            self._wake(at)
-            return
-        claim = at if kind is CLAIM else None
-        for key in self._concerned(kind, at, view):
-            if isinstance(view, JobView) or (isinstance(view, PodView) and view.claim):
-                claim = key
-            else:
-                self._wake(key)
-        if claim is not None:
-            for key in self._users(claim, view):
+    def _notify(self, kind: Kind, at: Key, view: View) -> None:
+        """Wakes the services that an object concerns, once each."""
+        concerned = {at} if kind in (SERVICE_KIND, CLAIM) else set(self._concerned(kind, at, view))
+        keys = set(concerned)
+        if kind is CLAIM or isinstance(view, JobView | PodView):
+            for claim in concerned:
+                keys |= self._users(claim, view)
+        for key in keys:
+            if kind is SERVICE_KIND or key in self._objects.get(SERVICE_KIND, {}):
                 self._wake(key)
 
     def _users(self, claim: Key, view: View) -> set[Key]:
         """Services that use a claim, or own it still from before their spec changed."""
         users = set(self._claims.get(claim, ()))
-        owners = set(view.meta.owners)
-        for key, service in self._objects.get(SERVICE_KIND, {}).items():
-            if key.namespace == claim.namespace and service.meta.uid in owners:
+        for uid in view.meta.owners:
+            key = self._by_uid.get(uid)
+            if key is not None:
                 users.add(key)
         return users
 
@@ -281,14 +275,14 @@ def _endpoint(pod: PodView) -> PodEndpoint:
     )
 
 
-def _older(new: Meta, known: Meta) -> bool:
-    """Whether a projection is behind the known one (of the same object).
+def _news(new: Meta, known: Meta) -> bool:
+    """Whether a projection is newer than the known one of the same name.
 
-    resourceVersions of one resource are ordered numbers since Kubernetes 1.33 (KEP-5504); our own
-    writes' answers arrive before the watch tells of them.
+    Our own writes' answers arrive before the watch tells of them. resourceVersions of one kind are
+    ordered numbers: assured since Kubernetes 1.35 (KEP-5504), and so with etcd ever since.
     """
     if new.uid != known.uid:
-        return new.created < known.created
+        return new.created >= known.created
     if new.resource_version.isdigit() and known.resource_version.isdigit():
-        return int(new.resource_version) < int(known.resource_version)
-    return False
+        return int(new.resource_version) > int(known.resource_version)
+    return new.resource_version != known.resource_version

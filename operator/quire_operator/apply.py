@@ -1,0 +1,215 @@
+"""Sends a plan's actions to the API server and takes its answers into the world.
+
+What exists under a name of ours and is not ours is never touched: it becomes a `Problem`
+(NameConflict). An action that the API server refuses for a reason that a person must mend becomes
+one too; everything else is raised, for the queue to try again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from quire_operator import children, names
+from quire_operator.api import KIND
+from quire_operator.client import Api
+from quire_operator.conditions import Problem
+from quire_operator.errors import AlreadyExists, Denied, Invalid, NotFound, QuotaExceeded
+from quire_operator.kinds import CLAIM, DEPLOYMENT, SERVICE_KIND, Kind, Manifest
+from quire_operator.names import Key
+from quire_operator.observe import Observation
+from quire_operator.plan import (
+    Action,
+    Annotate,
+    Create,
+    Delete,
+    Ensure,
+    Grow,
+    JoinClaim,
+    LeaveClaim,
+    SetReplicas,
+)
+from quire_operator.views import project
+from quire_operator.world import World
+
+logger = logging.getLogger(__name__)
+
+
+async def scale(client: Api, key: Key, replicas: int) -> None:
+    """Writes spec.replicas through /scale, as an autoscaler would. Raises NotLeader, ApiError."""
+    body = {"spec": {"replicas": replicas}}
+    await client.patch(
+        SERVICE_KIND, key.namespace, key.name, body, names.MANAGER_SCALER, subresource="scale"
+    )
+
+
+class Applier:
+    """Carries out actions for one observation, in their order."""
+
+    def __init__(self, client: Api, world: World, seen: Observation) -> None:
+        self._client = client
+        self._world = world
+        self._seen = seen
+        self._doers: dict[type[Any], Callable[[Any], Awaitable[Problem | None]]] = {
+            Create: self._create,
+            Ensure: self._ensure,
+            SetReplicas: self._set_replicas,
+            Annotate: self._annotate,
+            Grow: self._grow,
+            JoinClaim: self._join,
+            LeaveClaim: self._leave,
+            Delete: self._delete,
+        }
+
+    async def run(self, actions: tuple[Action, ...]) -> tuple[Problem, ...]:
+        """All actions; those after a refused one still run, as they do not stand on it.
+
+        Raises NotLeader, Conflict, Unavailable: the next reconcile sees a newer world.
+        """
+        problems = []
+        for action in actions:
+            try:
+                problem = await self._doers[type(action)](action)
+            except QuotaExceeded as e:
+                problem = Problem("QuotaExceeded", e.message)
+            except Invalid as e:
+                problem = Problem("Refused", f"the API server refuses an object: {e.message}")
+            except Denied as e:
+                problem = Problem("Denied", f"the operator may not do this: {e.message}")
+            if problem is not None:
+                problems.append(problem)
+        return tuple(problems)
+
+    @property
+    def _namespace(self) -> str:
+        return self._seen.key.namespace
+
+    def _learn(self, kind: Kind, answer: Manifest) -> None:
+        self._world.put(kind, project(kind, answer))
+
+    async def _create(self, action: Create) -> Problem | None:
+        try:
+            answer = await self._client.create(action.manifest, names.MANAGER)
+        except AlreadyExists:
+            return await self._taken(action.kind, action.manifest["metadata"]["name"])
+        logger.info("[%s] created %s %s", self._seen.key, action.kind.kind, _name(answer))
+        self._learn(action.kind, answer)
+        return None
+
+    async def _ensure(self, action: Ensure) -> Problem | None:
+        """Force only over what is ours: a first apply yields to whatever is there already."""
+        metadata = action.manifest["metadata"]
+        manifest = action.manifest
+        if action.live is None:
+            if not await self._free(action.kind, metadata["name"]):
+                return await self._taken(action.kind, metadata["name"])
+        else:
+            manifest = manifest | {"metadata": metadata | {"uid": action.live.meta.uid}}
+        force = action.live is not None
+        answer = await self._client.apply(manifest, names.MANAGER, force=force)
+        logger.info("[%s] applied %s %s", self._seen.key, action.kind.kind, _name(answer))
+        self._learn(action.kind, answer)
+        return None
+
+    async def _free(self, kind: Kind, name: str) -> bool:
+        try:
+            await self._client.get(kind, self._namespace, name)
+        except NotFound:
+            return True
+        return False
+
+    async def _taken(self, kind: Kind, name: str) -> Problem | None:
+        """What stands under a name that we want: ours after all (the watch lags), or a stranger."""
+        try:
+            live = await self._client.get(kind, self._namespace, name)
+        except NotFound:
+            return None
+        if self._is_ours(kind, live):
+            self._learn(kind, live)
+            return None
+        owners = live["metadata"].get("ownerReferences") or []
+        if any(owner["kind"] == KIND and owner["name"] == self._seen.key.name for owner in owners):
+            words = f"{kind.kind} {name} of the service's predecessor is still being removed"
+            return Problem("Starting", words)
+        owner = f"{owners[0]['kind']} {owners[0]['name']}" if owners else "nobody"
+        words = (
+            f"{kind.kind} {name} exists and is not ours (owned by {owner}); it is left alone: "
+            "delete or rename it, or give the InferenceService another name"
+        )
+        return Problem("NameConflict", words)
+
+    def _is_ours(self, kind: Kind, live: Manifest) -> bool:
+        metadata = live["metadata"]
+        if kind is CLAIM:
+            labels = metadata.get("labels") or {}
+            return bool(labels.get(names.MANAGED_BY) == names.MANAGED_BY_VALUE)
+        owners = metadata.get("ownerReferences") or ()
+        if any(owner["uid"] == self._seen.uid for owner in owners):
+            return True
+        # Another service that shares the claim may have started the same numbered fetch.
+        return (metadata.get("labels") or {}).get(names.COMPONENT) == "fetch"
+
+    async def _set_replicas(self, action: SetReplicas) -> Problem | None:
+        meta = action.deployment.meta
+        manifest = children.replicas(self._seen.key, meta.name, meta.uid, action.count)
+        answer = await self._client.apply(manifest, names.MANAGER_REPLICAS, force=True)
+        logger.info("[%s] %s now has %d replicas", self._seen.key, meta.name, action.count)
+        self._learn(DEPLOYMENT, answer)
+        return None
+
+    async def _patch_claim(self, name: str, body: Manifest, *, strategic: bool = False) -> None:
+        answer = await self._client.patch(
+            CLAIM, self._namespace, name, body, names.MANAGER, strategic=strategic
+        )
+        self._learn(CLAIM, answer)
+
+    async def _annotate(self, action: Annotate) -> Problem | None:
+        meta = action.claim.meta
+        body = {"metadata": {"uid": meta.uid, "annotations": dict(action.annotations)}}
+        await self._patch_claim(meta.name, body)
+        return None
+
+    async def _grow(self, action: Grow) -> Problem | None:
+        meta = action.claim.meta
+        body = {
+            "metadata": {"uid": meta.uid},
+            "spec": {"resources": {"requests": {"storage": action.size}}},
+        }
+        try:
+            await self._patch_claim(meta.name, body)
+        except (Invalid, Denied) as e:
+            # A class that cannot grow is no reason to stop serving.
+            logger.warning("[%s] claim %s cannot grow: %s", self._seen.key, meta.name, e.message)
+        return None
+
+    async def _join(self, action: JoinClaim) -> Problem | None:
+        seen, meta = self._seen, action.claim.meta
+        if not action.claim.managed:
+            return await self._taken(CLAIM, meta.name)
+        manifest = children.claim_owner(seen.key, seen.uid, meta.name, meta.uid)
+        manager = names.claim_manager(seen.uid)
+        self._learn(CLAIM, await self._client.apply(manifest, manager, force=True))
+        return None
+
+    async def _leave(self, action: LeaveClaim) -> Problem | None:
+        meta = action.claim.meta
+        gone = [{"$patch": "delete", "uid": self._seen.uid}]
+        body = {"metadata": {"uid": meta.uid, "ownerReferences": gone}}
+        await self._patch_claim(meta.name, body, strategic=True)
+        return None
+
+    async def _delete(self, action: Delete) -> Problem | None:
+        await self._client.delete(
+            action.kind,
+            self._namespace,
+            action.name,
+            uid=action.uid,
+            resource_version=action.resource_version,
+        )
+        logger.info("[%s] deleted %s %s", self._seen.key, action.kind.kind, action.name)
+        return None
+
+
+def _name(manifest: Manifest) -> str:
+    return str(manifest["metadata"]["name"])

@@ -1,0 +1,344 @@
+"""The fetch of a model to its claim: where it stands, and what to do next. Pure.
+
+Completion and failures lie on the claim, as annotations, and outlive Jobs and operators:
+
+    no record ─► Job n runs ─┬─► succeeded: record {commit, bytes, plan, at}, Job deleted: complete
+                             └─► failed: failure {reason, message, failures, at}; later Job n+1
+    complete  ─► a pod exits with 65 or 66 since then ─► Job n+1 with --repair, pods start anew
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from quire_operator import names
+from quire_operator.observe import Observation
+from quire_operator.views import Exit, JobView, PodView
+
+MODEL_CORRUPT = 65
+MODEL_MISSING = 66
+REPAIRABLE = (MODEL_CORRUPT, MODEL_MISSING)
+
+RETRY_SECONDS = (2.0, 5.0, 10.0)
+"""Then RETRY_STEADY_SECONDS: what is mended outside (a token, a volume) is noticed within 30 s."""
+RETRY_STEADY_SECONDS = 20.0
+RETRY_PATIENT_AFTER = 60
+RETRY_PATIENT_SECONDS = 300.0
+"""After 60 failures, some 20 minutes."""
+REPAIR_SECONDS = 60.0
+"""Between repairs of one claim, times their number: a broken disk is not filled over and over."""
+
+
+class Plan(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The engine's memory plan, as a fetch reports it."""
+
+    weight_bytes: int | None = None
+    kv_bytes_per_token: int | None = None
+    max_model_len: int | None = None
+
+
+class Report(Struct, frozen=True, rename="camel"):
+    """A fetch's termination message, well or ill ended."""
+
+    commit: str | None = None
+    bytes_total: int | None = None
+    plan: Plan | None = None
+    reason: str | None = None
+    message: str | None = None
+
+
+class Record(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """On the claim: the content is there."""
+
+    attempt: int
+    at: float
+    commit: str | None = None
+    bytes_total: int | None = None
+    plan: Plan | None = None
+    repairs: int = 0
+
+
+class Failure(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """On the claim: the last fetch failed."""
+
+    attempt: int
+    at: float
+    failures: int
+    reason: str
+    message: str
+    asked: str = ""
+    """Who asked, and how (`_asked`): another wish of the same service is tried at once."""
+
+
+R = TypeVar("R", Record, Failure)
+
+
+class Stage(Enum):
+    """Where a service's model stands."""
+
+    NOT_NEEDED = auto()
+    NO_CLAIM = auto()
+    WANTED = auto()
+    RUNNING = auto()
+    FAILED = auto()
+    COMPLETE = auto()
+    IDLE = auto()
+    """Not fetched, and nobody asks for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchState:
+    """Where the fetch stands and the next step."""
+
+    stage: Stage
+    record: Record | None = None
+    failure: Failure | None = None
+    pod: PodView | None = None
+    repairing: bool = False
+    start: int | None = None
+    """Number of the Job to start now."""
+    wait_seconds: float | None = None
+    """Until the next attempt."""
+    note: tuple[tuple[str, str | None], ...] = ()
+    """Annotations to write on the claim (None removes)."""
+    discard: tuple[JobView, ...] = ()
+    """Jobs that have told what they had to tell."""
+
+
+def state(seen: Observation) -> FetchState:
+    """Where the service's model stands, and the next step towards it."""
+    if not seen.fetches:
+        return FetchState(stage=Stage.NOT_NEEDED)
+    wanted = seen.spec.replicas > 0 or seen.spec.cache.prefetch or bool(seen.deployments)
+    if seen.claim is None or seen.claim.meta.deleting:
+        return FetchState(stage=Stage.NO_CLAIM if wanted else Stage.IDLE)
+    record = _read(seen, names.fetched_annotation(seen.content), Record)
+    failure = _read(seen, names.failed_annotation(seen.content), Failure)
+    note: tuple[tuple[str, str | None], ...] = ()
+    last = seen.jobs[-1] if seen.jobs else None
+    if last is not None and not last.succeeded and not last.failed:
+        return _running(seen, last, record, failure)
+    if last is not None and last.succeeded and (not record or record.attempt < last.attempt):
+        record, failure = _record(seen, last, record), None
+        note = (_written(seen, record), (names.failed_annotation(seen.content), None))
+    elif last is not None and last.failed and _untold(last, record, failure):
+        failure = _failure(seen, last, failure)
+        note = (_written(seen, failure),)
+    return _settled(seen, record, failure, note, wanted)
+
+
+def _running(
+    seen: Observation, job: JobView, record: Record | None, failure: Failure | None
+) -> FetchState:
+    return FetchState(
+        stage=Stage.RUNNING,
+        record=record,
+        failure=failure,
+        pod=_pod_of(seen, job),
+        repairing=record is not None,
+        discard=_discard(seen.jobs[:-1]),
+    )
+
+
+def _settled(
+    seen: Observation,
+    record: Record | None,
+    failure: Failure | None,
+    note: tuple[tuple[str, str | None], ...],
+    wanted: bool,
+) -> FetchState:
+    """No Job runs: what the records say, and whether to start one."""
+    repair_at = _repair_at(seen, record)
+    tell = _State(record, failure, note, repairing=repair_at is not None)
+    if record is not None and repair_at is None:
+        return tell.build(Stage.COMPLETE, discard=_discard(seen.jobs))
+    if not wanted:
+        return tell.build(Stage.FAILED if failure else Stage.IDLE)
+    due = max(repair_at or 0.0, _retry_at(seen, failure))
+    stage = Stage.FAILED if failure else Stage.WANTED
+    if due > seen.now:
+        return tell.build(stage, wait_seconds=due - seen.now)
+    return tell.build(
+        stage, start=_next_attempt(seen, record, failure), discard=_discard(seen.jobs)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    record: Record | None
+    failure: Failure | None
+    note: tuple[tuple[str, str | None], ...]
+    repairing: bool
+
+    def build(
+        self,
+        stage: Stage,
+        *,
+        start: int | None = None,
+        wait_seconds: float | None = None,
+        discard: tuple[JobView, ...] = (),
+    ) -> FetchState:
+        return FetchState(
+            stage=stage,
+            record=self.record,
+            failure=self.failure,
+            repairing=self.repairing,
+            start=start,
+            wait_seconds=wait_seconds,
+            note=self.note,
+            discard=discard,
+        )
+
+
+def _discard(jobs: tuple[JobView, ...]) -> tuple[JobView, ...]:
+    return tuple(job for job in jobs if not job.meta.deleting)
+
+
+def _untold(job: JobView, record: Record | None, failure: Failure | None) -> bool:
+    told = max(record.attempt if record else 0, failure.attempt if failure else 0)
+    return job.attempt > told
+
+
+def _next_attempt(seen: Observation, record: Record | None, failure: Failure | None) -> int:
+    known = [job.attempt for job in seen.jobs]
+    known += [entry.attempt for entry in (record, failure) if entry is not None]
+    return max(known, default=0) + 1
+
+
+def _read(seen: Observation, annotation: str, kind: type[R]) -> R | None:
+    text = seen.claim.meta.annotations.get(annotation) if seen.claim else None
+    if not text:
+        return None
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _written(seen: Observation, entry: Record | Failure) -> tuple[str, str]:
+    done = isinstance(entry, Record)
+    key = (names.fetched_annotation if done else names.failed_annotation)(seen.content)
+    return key, msgspec.json.encode(entry).decode()
+
+
+def _pod_of(seen: Observation, job: JobView) -> PodView | None:
+    found = [pod for pod in seen.fetch_pods if pod.job == job.meta.name]
+    return found[-1] if found else None
+
+
+def report_of(message: str) -> Report:
+    """A termination message; an empty report where it is none of ours."""
+    try:
+        return msgspec.json.decode(message, type=Report)
+    except msgspec.MsgspecError:
+        return Report()
+
+
+def _record(seen: Observation, job: JobView, before: Record | None) -> Record:
+    pod = _pod_of(seen, job)
+    ended = pod.main.exited if pod and pod.main else None
+    report = report_of(ended.message) if ended else Report()
+    return Record(
+        attempt=job.attempt,
+        at=job.finished or seen.now,
+        commit=report.commit or (before.commit if before else None),
+        bytes_total=report.bytes_total or (before.bytes_total if before else None),
+        plan=report.plan or (before.plan if before else None),
+        repairs=before.repairs + 1 if before else 0,
+    )
+
+
+def _failure(seen: Observation, job: JobView, before: Failure | None) -> Failure:
+    reason, message = explain(_pod_of(seen, job), job.failure)
+    return Failure(
+        attempt=job.attempt,
+        at=job.finished or seen.now,
+        failures=(before.failures if before else 0) + 1,
+        reason=reason,
+        message=message,
+        asked=_asked(seen),
+    )
+
+
+def explain(pod: PodView | None, job_failure: str | None) -> tuple[str, str]:
+    """Reason and message of a fetch that failed, from its pod if there still is one."""
+    container = (pod.main if pod and pod.job else pod.init) if pod else None
+    ended = (container.exited or container.last_exit) if container else None
+    if ended is None:
+        why = pod.phase_message if pod else job_failure
+        return "Interrupted", f"the fetch ended without a word: {why or 'its pod is gone'}"
+    report = report_of(ended.message)
+    if report.reason:
+        return report.reason, report.message or report.reason
+    if ended.reason == "OOMKilled":
+        limit = container.memory_limit if container else None
+        return "OOMKilled", f"the fetch was killed at its memory limit ({limit or 'the node'})"
+    last = last_line(ended.message) or ended.reason
+    return "FetchFailed", f"the fetch exited with {ended.code}: {last}"
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("quire-engine: ") if lines else ""
+
+
+def _asked(seen: Observation) -> str:
+    """Who wants the fetch and what decides how it goes, beside the content itself."""
+    spec = seen.spec
+    how = [
+        spec.model.credentials_secret,
+        spec.pod_template,
+        str(spec.cache.size),
+        seen.image,
+        seen.defaults.hf_endpoint,
+    ]
+    return f"{seen.uid}:{names.digest(msgspec.json.encode(how, order='sorted').decode(), 8)}"
+
+
+def _retry_at(seen: Observation, failure: Failure | None) -> float:
+    if failure is None:
+        return 0.0
+    asked = _asked(seen)
+    if failure.asked != asked and failure.asked.partition(":")[0] == seen.uid:
+        return 0.0
+    return failure.at + retry_seconds(failure.failures)
+
+
+def retry_seconds(failures: int) -> float:
+    """The delay after this many failures in a row."""
+    if failures <= len(RETRY_SECONDS):
+        return RETRY_SECONDS[max(failures, 1) - 1]
+    return RETRY_STEADY_SECONDS if failures < RETRY_PATIENT_AFTER else RETRY_PATIENT_SECONDS
+
+
+def _repair_at(seen: Observation, record: Record | None) -> float | None:
+    """When to repair, if a pod has found the files wrong since they were recorded."""
+    if record is None:
+        return None
+    found = [e for pod in seen.pods for e in exits(pod) if e.code in REPAIRABLE]
+    if not any(e.finished > record.at for e in found):
+        return None
+    return record.at + record.repairs * REPAIR_SECONDS
+
+
+def exits(pod: PodView) -> list[Exit]:
+    """How the engine's container ended, now and before."""
+    if pod.main is None:
+        return []
+    return [e for e in (pod.main.exited, pod.main.last_exit) if e is not None]
+
+
+def mended(seen: Observation, record: Record) -> list[PodView]:
+    """Pods that wait out a crash from before the repair: deleted, they start at once."""
+    crashed = []
+    for pod in seen.pods:
+        bad = [e for e in exits(pod) if e.code in REPAIRABLE and e.finished <= record.at]
+        stuck = pod.main is not None and not pod.main.running and not pod.meta.deleting
+        if record.repairs and bad and stuck:
+            crashed.append(pod)
+    return crashed

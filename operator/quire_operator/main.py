@@ -1,0 +1,239 @@
+"""The operator's parts together: watches feed the world, it wakes the queue, workers reconcile.
+
+kopf only watches: its handlers are `on.event`, which write no annotation and no finalizer; they
+store a projection and return. What to do is decided in `reconcile.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import aiohttp
+import kopf
+from kubernetes.aio import config
+from kubernetes.aio.client.api_client import ApiClient
+from kubernetes.aio.client.configuration import Configuration
+
+from quire_operator import api, health, metrics, names, scaling_loop
+from quire_operator.client import KubeClient
+from quire_operator.errors import NotFound, QuireError
+from quire_operator.kinds import CHILDREN, SERVICE_KIND, Kind
+from quire_operator.leader import Leader
+from quire_operator.names import Key
+from quire_operator.observe import Defaults
+from quire_operator.progress import ProgressReader
+from quire_operator.queue import WorkQueue
+from quire_operator.reconcile import Reconciler
+from quire_operator.settings import Settings
+from quire_operator.sweep import Sweeper
+from quire_operator.views import project
+from quire_operator.world import World
+
+logger = logging.getLogger(__name__)
+
+SERVICE_ACCOUNT_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
+WATCH_INACTIVITY_SECONDS = 70.0
+"""Bookmarks come every 60 s, so a watch that is silent for longer is dead; kopf opens it anew."""
+WATCH_SERVER_SECONDS = 600.0
+STUCK_WORKER_SECONDS = 300.0
+"""A reconcile that has not ended by then will not."""
+
+
+def registry_for(world: World) -> kopf.OperatorRegistry:
+    """kopf's handlers: one event handler for each kind, feeding the world."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        # kopf's default would import the whole synchronous client for this.
+        if os.path.exists(SERVICE_ACCOUNT_TOKEN):
+            return kopf.login_with_service_account(**kwargs)
+        return kopf.login_with_kubeconfig(**kwargs)
+
+    for kind in (SERVICE_KIND, *CHILDREN):
+        _watch(registry, world, kind)
+    return registry
+
+
+def _watch(registry: kopf.OperatorRegistry, world: World, kind: Kind) -> None:
+    group, _, version = kind.api_version.rpartition("/")
+
+    @kopf.on.event(group, version, kind.plural, registry=registry, id=kind.plural)
+    async def seen(event: kopf.RawEvent, **_: Any) -> None:
+        feed(world, kind, event)
+
+
+def feed(world: World, kind: Kind, event: kopf.RawEvent) -> None:
+    """Takes one watch event into the world. An object that cannot be read is logged, not dropped on
+    the floor: kopf would swallow the exception."""
+    body: dict[str, Any] = dict(event["object"])
+    at = Key(body["metadata"]["namespace"], body["metadata"]["name"])
+    try:
+        if event["type"] == "DELETED":
+            world.drop(kind, at, body["metadata"]["uid"])
+        else:
+            world.put(kind, project(kind, body))
+    except Exception:
+        logger.exception("[%s] %s event not understood", at, kind.kind)
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """kopf as a watcher only: no posting, no peering, no scanning for CRDs and namespaces."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.scanning.disabled = True
+    settings.watching.inactivity_timeout = WATCH_INACTIVITY_SECONDS
+    settings.watching.server_timeout = WATCH_SERVER_SECONDS
+    settings.watching.client_timeout = WATCH_SERVER_SECONDS + 30.0
+    settings.watching.connect_timeout = 10.0
+    settings.networking.request_timeout = 30.0
+    settings.networking.connect_timeout = 10.0
+    settings.queueing.idle_timeout = 1.0
+    for kind in CHILDREN:
+        group, _, version = kind.api_version.rpartition("/")
+        settings.watching.label_selectors[group, version, kind.plural] = names.SELECTOR
+    return settings
+
+
+class Operator:
+    """One operator process: owner of the world, the queue and all background tasks."""
+
+    def __init__(self, settings: Settings, transport: ApiClient, session: aiohttp.ClientSession):
+        self.settings = settings
+        self.queue = WorkQueue()
+        self.world = World(self.queue.add)
+        self.metrics = metrics.Metrics()
+        unguarded = KubeClient(transport)
+        self.leader = Leader(
+            unguarded,
+            settings.namespace,
+            settings.pod_name,
+            settings.lease_seconds,
+            clock=time.monotonic,
+            wall=time.time,
+            on_leading=self._wake_all,
+        )
+        self.client = unguarded.guarded(self.leader.guard)
+        self.sweeper = Sweeper(self.client, self.world, settings.watch_namespaces)
+        self.reconciler = Reconciler(
+            client=self.client,
+            world=self.world,
+            defaults=Defaults(image=settings.engine_image, hf_endpoint=settings.hf_endpoint),
+            progress=ProgressReader(session),
+            metrics=self.metrics,
+            is_leader=lambda: self.leader.is_leader,
+        )
+        self._busy: dict[Key, float] = {}
+
+    def _wake_all(self) -> None:
+        for key in self.world.keys():  # noqa: SIM118 - not a mapping
+            self.queue.add(key)
+
+    async def run(self) -> None:
+        """Runs until SIGTERM. Raises LeaseLost, or what else ended a task that must not end."""
+        await self._check_installed()
+        async with contextlib.AsyncExitStack() as stack:
+            checks = (self._stale_watch, self._stuck_worker)
+            probe = await health.serve(checks, self.settings.probe_port)
+            stack.push_async_callback(probe.cleanup)
+            numbers = await metrics.serve(self.metrics, self.settings.metrics_port)
+            stack.push_async_callback(numbers.cleanup)
+            await run_together(self._watching(), *self._background())
+            await self.leader.release()
+
+    async def _check_installed(self) -> None:
+        """Without the CRD kopf would wait in silence for ever."""
+        try:
+            await self.client.list_objects(
+                SERVICE_KIND, next(iter(self.settings.watch_namespaces), None), metadata_only=True
+            )
+        except NotFound as e:
+            raise QuireError(
+                f"the API server knows no {api.PLURAL}.{api.GROUP}: install the chart's CRD first"
+            ) from e
+
+    def _watching(self) -> Coroutine[Any, Any, None]:
+        return kopf.operator(
+            registry=registry_for(self.world),
+            settings=kopf_settings(),
+            standalone=True,
+            clusterwide=not self.settings.watch_namespaces,
+            namespaces=list(self.settings.watch_namespaces),
+        )
+
+    def _background(self) -> list[Coroutine[Any, Any, None]]:
+        workers = [self.queue.work(self._reconcile) for _ in range(self.settings.workers)]
+        scaling = scaling_loop.run(
+            self.world, self.client, self.settings, self.leader, self.metrics
+        )
+        return [self.leader.run(), self.sweeper.run(), self._gauge(), scaling, *workers]
+
+    async def _reconcile(self, key: Key) -> float | None:
+        self._busy[key] = time.monotonic()
+        try:
+            return await self.reconciler(key)
+        finally:
+            del self._busy[key]
+
+    async def _gauge(self) -> None:
+        while True:
+            self.metrics.queue_length(len(self.queue))
+            self.metrics.leading(self.leader.is_leader)
+            await asyncio.sleep(1.0)
+
+    def _stale_watch(self) -> str | None:
+        return "a watch has missed events in two sweeps" if self.sweeper.is_stale else None
+
+    def _stuck_worker(self) -> str | None:
+        oldest = min(self._busy.values(), default=None)
+        if oldest is None or time.monotonic() - oldest < STUCK_WORKER_SECONDS:
+            return None
+        return f"a reconcile has been running for more than {STUCK_WORKER_SECONDS:.0f} s"
+
+
+async def run_together(
+    main: Coroutine[Any, Any, None], *background: Coroutine[Any, Any, None]
+) -> None:
+    """Runs all until `main` returns, then cancels the others. Raises the first error of any."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in (main, *background)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        if tasks[0] not in done:
+            raise QuireError("a background task ended that should run for ever")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def connect() -> ApiClient:
+    """A connection pool with the service account's credentials, or those of the kubeconfig."""
+    configuration = Configuration()
+    if os.path.exists(SERVICE_ACCOUNT_TOKEN):
+        config.load_incluster_config(  # type: ignore[no-untyped-call]
+            client_configuration=configuration
+        )
+    else:
+        await config.load_kube_config(  # type: ignore[no-untyped-call]
+            client_configuration=configuration
+        )
+    return ApiClient(configuration)
+
+
+async def run(settings: Settings) -> None:
+    """The whole process. Raises QuireError (LeaseLost among them) when it cannot go on."""
+    transport = await connect()
+    try:
+        async with aiohttp.ClientSession() as session:
+            await Operator(settings, transport, session).run()
+    finally:
+        await transport.close()  # type: ignore[no-untyped-call]

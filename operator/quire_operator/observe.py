@@ -1,0 +1,164 @@
+"""All that one reconcile of one service looks at, taken from the world at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quire_operator import api, names
+from quire_operator.kinds import BUDGET, SERVICE, Kind
+from quire_operator.names import Key
+from quire_operator.pods import Mount, mount_of, revision_of, spec_digest
+from quire_operator.views import (
+    ChildView,
+    ClaimView,
+    DeploymentView,
+    JobView,
+    PodView,
+    ServiceView,
+)
+from quire_operator.world import ScalingRecord, World
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a fetch says of itself at /progress."""
+
+    phase: str
+    bytes_total: int | None
+    bytes_done: int
+    bytes_per_second: float
+    eta_seconds: float | None
+    commit: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """The operator's settings that go into pods."""
+
+    image: str
+    hf_endpoint: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """One service and everything around it. `spec` has been decoded: a service without one is told
+    so in its status and not planned for."""
+
+    now: float
+    """Epoch seconds."""
+    key: Key
+    service: ServiceView
+    spec: api.Spec
+    defaults: Defaults
+    deployments: tuple[DeploymentView, ...]
+    """Ours, deleting ones included."""
+    pods: tuple[PodView, ...]
+    address: ChildView | None
+    budget: ChildView | None
+    claim: ClaimView | None
+    """The claim that the spec's model lies on."""
+    released: tuple[ClaimView, ...]
+    """Claims that the service still owns and its spec no longer uses."""
+    jobs: tuple[JobView, ...]
+    """Fetches to `claim`, by attempt."""
+    fetch_pods: tuple[PodView, ...]
+    stale_jobs: tuple[JobView, ...]
+    """Our fetches of what the spec no longer wants."""
+    progress: Progress | None = None
+    claim_event: str | None = None
+    """The last event's words on a claim that is not bound."""
+    job_event: str | None = None
+    """The last event's words on a Job that has no pod."""
+    scaling: ScalingRecord | None = None
+    startup_seconds: float | None = None
+
+    @property
+    def uid(self) -> str:
+        return self.service.meta.uid
+
+    @property
+    def mount(self) -> Mount:
+        return mount_of(self.spec)
+
+    @property
+    def content(self) -> str:
+        return names.claim_hash(self.spec.model.uri, self.spec.model.revision)
+
+    @property
+    def fetches(self) -> bool:
+        """Whether the model comes to a claim by a Job (not: pvc:// and emptyDir)."""
+        return not self.spec.model.uri.startswith("pvc://") and self.mount.claim is not None
+
+    @property
+    def current(self) -> DeploymentView | None:
+        """The Deployment that holds what the spec asks for, whatever image was pinned to it."""
+        digest = spec_digest(self.spec)
+        for view in self.deployments:
+            same = view.meta.annotations.get(names.ANNOTATION_SPEC) == digest
+            if same and not view.meta.deleting and self._image_stands(view):
+                return view
+        return None
+
+    def _image_stands(self, view: DeploymentView) -> bool:
+        return self.spec.engine.image is None or view.image == self.image
+
+    @property
+    def others(self) -> tuple[DeploymentView, ...]:
+        """Deployments of other revisions that are not yet on their way out."""
+        current = self.current
+        kept = (v for v in self.deployments if current is None or v.meta.uid != current.meta.uid)
+        return tuple(v for v in kept if not v.meta.deleting)
+
+    @property
+    def image(self) -> str:
+        """Of a new revision, and of fetches."""
+        return self.spec.engine.image or self.defaults.image
+
+    @property
+    def revision(self) -> str:
+        if self.current is not None:
+            return self.current.revision
+        return revision_of(spec_digest(self.spec), self.image)
+
+    @property
+    def current_pods(self) -> tuple[PodView, ...]:
+        """Pods of the wanted revision that are not leaving."""
+        revision = self.revision
+        return tuple(p for p in self.pods if p.revision == revision and not p.meta.deleting)
+
+
+def observe(
+    world: World, key: Key, service: ServiceView, spec: api.Spec, defaults: Defaults, now: float
+) -> Observation:
+    """The world around one service."""
+    uid = service.meta.uid
+    mount = mount_of(spec)
+    content = names.claim_hash(spec.model.uri, spec.model.revision)
+    claim = world.claim(Key(key.namespace, mount.claim)) if mount.claim else None
+    stem = names.fetch_stem(mount.claim or "", content)
+    owned = world.claims_owned(key.namespace, uid)
+    jobs = world.jobs(Key(key.namespace, stem)) if mount.claim else []
+    ours = [job for job in world.jobs(key) if uid in job.meta.owners]
+    return Observation(
+        now=now,
+        key=key,
+        service=service,
+        spec=spec,
+        defaults=defaults,
+        deployments=tuple(d for d in world.deployments(key) if uid in d.meta.owners),
+        pods=tuple(world.pods(key)),
+        address=_owned_child(world, SERVICE, key, uid),
+        budget=_owned_child(world, BUDGET, key, uid),
+        claim=claim,
+        released=tuple(c for c in owned if c.meta.name != mount.claim),
+        jobs=tuple(sorted(jobs, key=lambda job: job.attempt)),
+        fetch_pods=tuple(world.job_pods(Key(key.namespace, stem))) if mount.claim else (),
+        stale_jobs=tuple(job for job in ours if job.claim != stem),
+        scaling=world.scaling(key),
+        startup_seconds=world.startup_seconds(key),
+    )
+
+
+def _owned_child(world: World, kind: Kind, key: Key, uid: str) -> ChildView | None:
+    view = world.get(kind, key)
+    return view if isinstance(view, ChildView) and uid in view.meta.owners else None

@@ -1,0 +1,256 @@
+"""What to do for one service: Observation in, actions out. Pure: no client, no clock.
+
+Order matters and is the order of the list: what is recorded comes before what it allows, what
+comes up before what goes away. Each action carries the uid of what it changes as precondition.
+
+    claim ─► fetch Job ─► (content recorded) ─► Deployment of the revision ─► ready ─► older ones go
+    Service and disruption budget: always
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quire_operator import children, fetch, pods
+from quire_operator.errors import OverlayError
+from quire_operator.fetch import FetchState, Stage
+from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, POD, SERVICE, Kind, Manifest
+from quire_operator.observe import Observation
+from quire_operator.views import ChildView, ClaimView, DeploymentView, quantity
+
+POLL_SECONDS = 5.0
+"""How often a running fetch is asked for its bytes."""
+WAIT_SECONDS = 2.0
+"""For what no event tells of: a claim that terminates, a name that is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """POST: for what is made once and never changed by us (claim, Job, Deployment)."""
+
+    kind: Kind
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Ensure:
+    """Server-side apply of a whole child; skipped when the live one holds it already."""
+
+    kind: Kind
+    manifest: Manifest
+    live: ChildView | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetReplicas:
+    """Server-side apply of a Deployment's replicas under their own field manager."""
+
+    deployment: DeploymentView
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Annotate:
+    """Merge patch of annotations on the claim; None removes one."""
+
+    claim: ClaimView
+    annotations: tuple[tuple[str, str | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """A larger request on the claim."""
+
+    claim: ClaimView
+    size: str
+
+
+@dataclass(frozen=True, slots=True)
+class JoinClaim:
+    """Our owner reference on a shared claim, under a field manager of the service's own."""
+
+    claim: ClaimView
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveClaim:
+    """Takes our owner reference off; others still use the claim."""
+
+    claim: ClaimView
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Background deletion of exactly this object."""
+
+    kind: Kind
+    name: str
+    uid: str
+    resource_version: str | None = None
+
+
+Action = Create | Ensure | SetReplicas | Annotate | Grow | JoinClaim | LeaveClaim | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The actions, where the fetch stands, and when to look again if no event comes."""
+
+    actions: tuple[Action, ...]
+    fetch: FetchState
+    refusal: str | None = None
+    """Why no pod can be described (spec.podTemplate)."""
+    again_seconds: float | None = None
+
+
+def plan(seen: Observation) -> Plan:
+    """Everything that is to be done for the service now; empty when the world is as wanted."""
+    state = fetch.state(seen)
+    refusal = _refusal(seen)
+    actions = [*_address(seen), *_claim(seen, state)]
+    if refusal is None:
+        actions += [*_fetch(seen, state), *_revision(seen, state), *_mend(seen, state)]
+    actions += [*_older(seen), *_stale(seen), *_release(seen)]
+    return Plan(tuple(actions), state, refusal, _again(seen, state))
+
+
+def _refusal(seen: Observation) -> str | None:
+    try:
+        pods.engine_template(seen.key, seen.spec, seen.revision, seen.image, None)
+    except OverlayError as e:
+        return str(e)
+    return None
+
+
+def _address(seen: Observation) -> list[Action]:
+    service = children.service(seen.key, seen.uid)
+    budget = children.budget(seen.key, seen.uid)
+    wanted = [Ensure(SERVICE, service, seen.address), Ensure(BUDGET, budget, seen.budget)]
+    return [action for action in wanted if not _held(action)]
+
+
+def _held(action: Ensure) -> bool:
+    """Whether the live object is what we would apply: nothing is sent then."""
+    return action.live is not None and children.holds(action.live, action.manifest)
+
+
+def _claim(seen: Observation, state: FetchState) -> list[Action]:
+    if seen.spec.cache.mode != "shared" or not seen.fetches:
+        return []
+    claim = seen.claim
+    if claim is None:
+        if state.stage is Stage.IDLE:
+            return []
+        return [Create(CLAIM, children.claim(seen.key, seen.uid, seen.spec))]
+    if claim.meta.deleting:
+        return []
+    actions: list[Action] = []
+    if seen.uid not in claim.meta.owners:
+        actions.append(JoinClaim(claim))
+    size = str(seen.spec.cache.size)
+    if (quantity(size) or 0) > (quantity(claim.size) or 0):
+        actions.append(Grow(claim, size))
+    return actions
+
+
+def _fetch(seen: Observation, state: FetchState) -> list[Action]:
+    if seen.claim is None:
+        return []
+    actions: list[Action] = []
+    if state.note:
+        actions.append(Annotate(seen.claim, state.note))
+    if state.start is not None:
+        job = children.fetch_job(
+            seen.key,
+            seen.uid,
+            seen.spec,
+            state.start,
+            seen.image,
+            seen.defaults.hf_endpoint,
+            repair=state.record is not None,
+        )
+        actions.append(Create(JOB, job))
+    actions += [Delete(JOB, job.meta.name, job.meta.uid) for job in state.discard]
+    return actions
+
+
+def _revision(seen: Observation, state: FetchState) -> list[Action]:
+    """The Deployment of the wanted revision: made once its files are there, then only scaled."""
+    current = seen.current
+    if current is None:
+        if state.stage not in (Stage.COMPLETE, Stage.NOT_NEEDED):
+            return []
+        manifest = children.deployment(
+            seen.key, seen.uid, seen.spec, seen.revision, seen.image, seen.defaults.hf_endpoint
+        )
+        return [Create(DEPLOYMENT, manifest)]
+    if current.replicas != seen.spec.replicas:
+        return [SetReplicas(current, seen.spec.replicas)]
+    return []
+
+
+def _older(seen: Observation) -> list[Action]:
+    """Surge: earlier revisions serve on until the wanted one has all its pods, then they go."""
+    current = seen.current
+    wanted = seen.spec.replicas
+    done = current is not None and current.replicas == wanted and current.ready >= wanted
+    actions: list[Action] = []
+    for old in seen.others:
+        if done or wanted == 0 or (current is not None and old.ready == 0):
+            actions.append(Delete(DEPLOYMENT, old.meta.name, old.meta.uid))
+        elif old.replicas != wanted:
+            actions.append(SetReplicas(old, wanted))
+    return actions
+
+
+def _stale(seen: Observation) -> list[Action]:
+    """Fetches of what the spec no longer wants."""
+    jobs = [job for job in seen.stale_jobs if not job.meta.deleting]
+    return [Delete(JOB, job.meta.name, job.meta.uid) for job in jobs]
+
+
+def _release(seen: Observation) -> list[Action]:
+    """Claims that only an earlier spec used, once no Deployment of that spec is left."""
+    if seen.others:
+        return []
+    actions: list[Action] = []
+    for claim in seen.released:
+        if claim.meta.deleting:
+            continue
+        if len(claim.meta.owners) > 1:
+            actions.append(LeaveClaim(claim))
+        else:
+            meta = claim.meta
+            actions.append(Delete(CLAIM, meta.name, meta.uid, meta.resource_version))
+    return actions
+
+
+def _mend(seen: Observation, state: FetchState) -> list[Action]:
+    if state.stage is not Stage.COMPLETE or state.record is None:
+        return []
+    crashed = fetch.mended(seen, state.record)
+    return [Delete(POD, pod.meta.name, pod.meta.uid) for pod in crashed]
+
+
+def _again(seen: Observation, state: FetchState) -> float | None:
+    waits = [state.wait_seconds] if state.wait_seconds is not None else []
+    if state.stage is Stage.RUNNING or _init_fetches(seen):
+        waits.append(POLL_SECONDS if seen.progress else WAIT_SECONDS)
+    if state.stage is Stage.NO_CLAIM:
+        waits.append(WAIT_SECONDS)
+    deadline = _deadline(seen)
+    if deadline is not None and deadline > 0:
+        waits.append(deadline)
+    return min(waits, default=None)
+
+
+def _init_fetches(seen: Observation) -> bool:
+    return any(pod.init is not None and pod.init.running for pod in seen.current_pods)
+
+
+def _deadline(seen: Observation) -> float | None:
+    """Seconds until the wanted revision's progress deadline, while it is not ready."""
+    current = seen.current
+    if current is None or current.ready >= seen.spec.replicas:
+        return None
+    return current.meta.created + seen.spec.rollout.progress_deadline_seconds - seen.now

@@ -1,0 +1,84 @@
+"""Asks a running fetch for its progress, at most every 5 s, whatever wakes the service."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+from quire_operator import names
+from quire_operator.observe import Progress
+
+TIMEOUT_SECONDS = 1.5
+FRESH_SECONDS = 5.0
+
+
+class _Answer(Struct, rename="camel"):
+    phase: str = ""
+    bytes_total: int | None = None
+    bytes_done: int | None = None
+    bytes_per_second: float | None = None
+    eta_seconds: float | None = None
+    commit: str | None = None
+
+
+class ProgressSource(Protocol):
+    """Where progress comes from; tests have one without a network."""
+
+    async def read(self, ip: str, now: float) -> Progress | None: ...
+
+
+class ProgressReader:
+    """Remembers the last answer of each fetch pod for as long as it is fresh."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self._known: dict[str, tuple[float, Progress]] = {}
+
+    async def read(self, ip: str, now: float) -> Progress | None:
+        """None while the fetch does not answer (yet)."""
+        known = self._known.get(ip)
+        if known is not None and now - known[0] < FRESH_SECONDS:
+            return known[1]
+        self._forget(now)
+        progress = await self._ask(ip)
+        if progress is not None:
+            self._known[ip] = (now, progress)
+        return progress
+
+    def _forget(self, now: float) -> None:
+        stale = [ip for ip, (at, _) in self._known.items() if now - at > 10 * FRESH_SECONDS]
+        for ip in stale:
+            del self._known[ip]
+
+    async def _ask(self, ip: str) -> Progress | None:
+        host = f"[{ip}]" if ":" in ip else ip
+        url = f"http://{host}:{names.PROGRESS_PORT}/progress"
+        try:
+            timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+            async with self._session.get(url, timeout=timeout) as response:
+                if response.status != 200:
+                    return None
+                answer = msgspec.json.decode(await response.read(), type=_Answer)
+        except (TimeoutError, aiohttp.ClientError, OSError, msgspec.MsgspecError):
+            return None
+        return Progress(
+            phase=answer.phase,
+            bytes_total=answer.bytes_total,
+            bytes_done=answer.bytes_done or 0,
+            bytes_per_second=answer.bytes_per_second or 0.0,
+            eta_seconds=answer.eta_seconds,
+            commit=answer.commit,
+        )
+
+
+class NoProgress:
+    """For a control plane without a way to the pods."""
+
+    async def read(self, ip: str, now: float) -> Progress | None:
+        return None
+
+
+__all__ = ["NoProgress", "ProgressReader", "ProgressSource"]
