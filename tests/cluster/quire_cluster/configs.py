@@ -26,7 +26,7 @@ def _json(document: object) -> str:
 
 def containerd(layout: Layout, cni_bin: Path) -> str:
     """restrict_oom_score_adj: root in a container may lack CAP_SYS_RESOURCE, and pods would not
-    start. discard_unpacked_layers: a layer is kept once, unpacked, not twice."""
+    start."""
     return f"""version = 2
 root = "{layout.containerd}"
 state = "{layout.run}/containerd"
@@ -41,7 +41,6 @@ state = "{layout.run}/containerd"
     conf_dir = "{layout.configs}/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd]
     snapshotter = "overlayfs"
-    discard_unpacked_layers = true
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "{layout.configs}/registries"
 """
