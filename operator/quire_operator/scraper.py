@@ -1,9 +1,9 @@
 """Reads the engines' /metrics: one bounded GET a pod, and only the numbers that scaling wants.
 
-The parser looks for the few names it needs instead of parsing the page: a vLLM page is 60 KB, and
-3,000 pods are to be read in a second or two on one core (the client library's parser needs 4 ms a
-page, this one well under 0.1 ms). Whatever is late, too big, not 200, not numbers or not there is
-`Missing`, with a sentence that says which.
+The parser looks for the few names it needs instead of parsing the page: on 45 KB, about what vLLM
+sends, it takes 0.15 ms where the client library's parser takes 37, and 3,000 pods are to be read
+every five seconds. Whatever is late, too big, not 200, not numbers or not there is `Missing`, with
+a sentence that says which.
 """
 
 import asyncio

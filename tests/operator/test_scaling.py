@@ -232,6 +232,23 @@ def test_a_gap_in_the_metrics_starts_the_down_window_anew() -> None:
     assert dark_around(range(200, 216)) == 520  # the metrics came back at 220
 
 
+def test_a_need_within_the_window_holds_replicas() -> None:
+    """Bursts every four minutes: the window of five never runs out between them."""
+    config = QUEUE_ONLY
+
+    def world(now: float) -> Observation:
+        return seen(4, now=now, loads=loads(4, waiting=16 if now % 240 == 0 else 0))
+
+    assert not any(decision.changed for decision in rounds(config, world, until=3000))
+    last_need = 600
+
+    def quiet_later(now: float) -> Observation:
+        return seen(4, now=now, loads=loads(4, waiting=16 if now <= last_need else 0))
+
+    down = next(decision for decision in rounds(config, quiet_later, 3000) if decision.changed)
+    assert down.time == last_need + config.down_window_seconds + INTERVAL
+
+
 def test_steps_down_keep_their_distance() -> None:
     replicas = 4
     times = []
@@ -428,7 +445,9 @@ def test_what_no_load_and_no_fault_may_do(
     config: ScalingConfig, service: FakeService, ticks: list[Tick], repeat: int
 ) -> None:
     moves: list[tuple[float, int]] = []
+    needs: list[tuple[float, int]] = []
     for observation, decision in lived(config, service, ticks, repeat):
+        needs.append((decision.time, decision.need or 0))
         before, after = decision.from_replicas, decision.to_replicas
         assert config.min_replicas <= after <= config.max_replicas
         if after > before:
@@ -444,6 +463,9 @@ def test_what_no_load_and_no_fault_may_do(
             carried_by = min(after, observation.ready)
             for ratio in decision.inputs.known.values():
                 assert ratio * observation.ready <= carried_by + 1e-6
+            if decision.reason is Reason.LOAD_FITS_FEWER:
+                start = decision.time - config.down_window_seconds
+                assert max(need for at, need in needs if at >= start) <= carried_by
             moves.append((decision.time, -1))
     for start, _ in moves:
         window = [way for at, way in moves if start <= at <= start + config.down_window_seconds]
