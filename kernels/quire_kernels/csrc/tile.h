@@ -24,16 +24,12 @@ QUIRE_INLINE void clear(Tile<ROWS, VECTORS>& acc) {
 template <int ROWS, int VECTORS, class B>
 QUIRE_INLINE void multiply_add(Tile<ROWS, VECTORS>& acc, const float* a, int64_t lda, int64_t begin, int64_t end,
                                const B& b) {
-#pragma GCC unroll 4
   for (int64_t k = begin; k < end; ++k) {
-    F32x16 row_b[VECTORS];
 #pragma GCC unroll 32
-    for (int v = 0; v < VECTORS; ++v) row_b[v] = b(k, v);
+    for (int v = 0; v < VECTORS; ++v) {
+      const F32x16 row_b = b(k, v);
 #pragma GCC unroll 32
-    for (int r = 0; r < ROWS; ++r) {
-      const F32x16 s = splat(a[r * lda + k]);
-#pragma GCC unroll 32
-      for (int v = 0; v < VECTORS; ++v) acc[r][v] = fma(s, row_b[v], acc[r][v]);
+      for (int r = 0; r < ROWS; ++r) acc[r][v] = fma(splat(a[r * lda + k]), row_b, acc[r][v]);
     }
   }
 }

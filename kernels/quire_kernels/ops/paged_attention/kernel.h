@@ -83,8 +83,10 @@ class AttentionTask {
     const int64_t end = visible(num_rows_ - 1);
     for (int64_t key = 0; key < end; key += kKeyBlock) {
       const int64_t count = std::min(kKeyBlock, end - key);
-      load_keys(key, count);
-      load_values(key, count);
+      locate(key, count);
+      load_keys(count);
+      load_values(count);
+      prefetch_keys(key + count, std::min(kKeyBlock, end - key - count));
       // rows see ever more keys: those before `row` see none of this block
       int64_t row = 0;
       while (visible(row) <= key) row += group_;
@@ -111,17 +113,41 @@ class AttentionTask {
     std::fill(sums_, sums_ + num_rows_ * padded_, 0.0f);
   }
 
-  int64_t cache_offset(int64_t key) const {
-    const int64_t slot = table_[key / args_.block_size] * args_.block_size + key % args_.block_size;
-    return (slot * args_.num_kv_heads + kv_head_) * dim_;
+  // offsets_[i]: where the cache holds key and value of key + i. Asks for the values at once, they are used last.
+  void locate(int64_t key, int64_t count) {
+    int64_t block = key / args_.block_size, in_block = key % args_.block_size;
+    const int64_t stride = args_.num_kv_heads * dim_;
+    for (int64_t i = 0; i < count; ++block, in_block = 0) {
+      const int64_t run = std::min(args_.block_size - in_block, count - i);
+      int64_t offset = (table_[block] * args_.block_size + in_block) * stride + kv_head_ * dim_;
+      for (const int64_t end = i + run; i < end; ++i, offset += stride) {
+        offsets_[i] = offset;
+        prefetch(args_.value_cache + offset);
+      }
+    }
   }
 
-  // keys_[chunk][d][16]: 16 keys beside each other, so that one vector holds one feature of each; zero beyond `count`
-  void load_keys(int64_t key, int64_t count) {
+  // the keys that the next block begins with are on their way while this block's values are summed
+  void prefetch_keys(int64_t key, int64_t count) const {
+    const int64_t stride = args_.num_kv_heads * dim_;
+    int64_t block = key / args_.block_size, in_block = key % args_.block_size;
+    for (int64_t i = 0; i < count; ++block, in_block = 0) {
+      const int64_t run = std::min(args_.block_size - in_block, count - i);
+      int64_t offset = (table_[block] * args_.block_size + in_block) * stride + kv_head_ * dim_;
+      for (const int64_t end = i + run; i < end; ++i, offset += stride) prefetch(args_.key_cache + offset);
+    }
+  }
+
+  void prefetch(const float* row) const {
+    for (int64_t d = 0; d < dim_; d += kLanes) __builtin_prefetch(row + d, 0, 2);
+  }
+
+  // keys_[chunk][d][16]: 16 keys beside each other, so that one vector holds one feature of each. What lies beyond
+  // `count` is of no interest.
+  void load_keys(int64_t count) {
     for (int64_t i = 0; i < count; i += 8) {
       const float* rows[8];
-      const int64_t real = std::min<int64_t>(8, count - i);
-      for (int64_t j = 0; j < 8; ++j) rows[j] = args_.key_cache + cache_offset(key + i + std::min(j, real - 1));
+      for (int64_t j = 0; j < 8; ++j) rows[j] = args_.key_cache + offsets_[std::min(i + j, count - 1)];
       transpose(rows, keys_ + i / kLanes * dim_ * kLanes + i % kLanes);
     }
   }
@@ -159,9 +185,9 @@ class AttentionTask {
   }
 
   // values_[i] points at the value of key + i, padded_ floats of it readable
-  void load_values(int64_t key, int64_t count) {
+  void load_values(int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      const float* source = args_.value_cache + cache_offset(key + i);
+      const float* source = args_.value_cache + offsets_[i];
       if (dim_ != padded_) {
         float* copy = value_copies_ + i * padded_;
         std::copy(source, source + dim_, copy);
@@ -182,11 +208,14 @@ class AttentionTask {
     int64_t chunk = 0;
     for (; chunk + kVectors <= num_chunks; chunk += kVectors) score<ROWS, kVectors>(row, chunk);
     for (; chunk < num_chunks; ++chunk) score<ROWS, 1>(row, chunk);
-    for (int r = 0; r < ROWS; ++r) soften(row + r, counts[r], num_chunks);
+    soften<ROWS>(row, counts);
+    // one register less than the scores' tile: the values' pointers make g++ 12 spill an accumulator otherwise
+    constexpr int kWidth = kVectors > 1 && ROWS * kVectors == kTileVectors ? kVectors / 2 : kVectors;
     const int64_t num_vectors = padded_ / kLanes;
     int64_t vector = 0;
-    for (; vector + kVectors <= num_vectors; vector += kVectors) gather<ROWS, kVectors>(row, vector, counts);
+    for (; vector + kWidth <= num_vectors; vector += kWidth) gather<ROWS, kWidth>(row, vector, counts);
     for (; vector < num_vectors; ++vector) gather<ROWS, 1>(row, vector, counts);
+    for (int r = 1; r < ROWS; ++r) gather_rest(row + r, counts[0], counts[r]);
   }
 
   template <int ROWS, int VECTORS>
@@ -201,31 +230,38 @@ class AttentionTask {
     }
   }
 
-  // scores of `count` keys to weights exp(score - peak), with the row's peak and total moved on
-  QUIRE_INLINE void soften(int64_t row, int64_t count, int64_t num_chunks) {
-    float* scores = weights_ + row * kKeyBlock;
-    F32x16 peaks = splat(-std::numeric_limits<float>::infinity());
-    for (int64_t c = 0; c * kLanes < count; ++c) {
-      const int lanes = static_cast<int>(std::min<int64_t>(kLanes, count - c * kLanes));
-      peaks = max(peaks, first_lanes(load(scores + c * kLanes), peaks, lanes));
+  // scores to weights exp(score - peak), the rows' peaks and totals moved on
+  template <int ROWS>
+  QUIRE_INLINE void soften(int64_t row, const int64_t* counts) {
+    constexpr float kLowest = -std::numeric_limits<float>::infinity();
+    float before[kLanes] = {}, peaks[kLanes] = {};
+    for (int r = 0; r < ROWS; ++r) {
+      before[r] = peaks_[row + r];
+      peaks[r] = std::max(before[r], max_lanes(fold(row + r, counts[r], splat(kLowest),
+                                                    [](F32x16 peak, F32x16 score) { return max(peak, score); })));
+      peaks_[row + r] = peaks[r];
     }
-    const float peak = std::max(peaks_[row], max_lanes(peaks));
-    F32x16 total = zero();
-    for (int64_t c = 0; c < num_chunks; ++c) {
-      const int lanes = static_cast<int>(std::clamp<int64_t>(count - c * kLanes, 0, kLanes));
-      const F32x16 weight = first_lanes(exp(sub(load(scores + c * kLanes), splat(peak))), zero(), lanes);
-      store(scores + c * kLanes, weight);
-      total = add(total, weight);
+    float rescales[kLanes];
+    store(rescales, exp(sub(load(before), load(peaks))));
+    for (int r = 0; r < ROWS; ++r) {
+      float* place = weights_ + (row + r) * kKeyBlock;
+      const F32x16 peak = splat(peaks[r]);
+      for (int64_t i = 0; i < counts[r]; i += kLanes) store(place + i, exp(sub(load(place + i), peak)));
+      const F32x16 total = fold(row + r, counts[r], zero(), [](F32x16 sum, F32x16 weight) { return add(sum, weight); });
+      rescales_[row + r] = rescales[r];
+      totals_[row + r] = totals_[row + r] * rescales[r] + sum_lanes(total);
     }
-    rescales_[row] = exp_scalar(peaks_[row] - peak);
-    totals_[row] = totals_[row] * rescales_[row] + sum_lanes(total);
-    peaks_[row] = peak;
   }
 
-  static QUIRE_INLINE float exp_scalar(float x) {
-    float lanes[kLanes];
-    store(lanes, exp(splat(x)));
-    return lanes[0];
+  // combine(...combine(start, first 16 of the row's weights)...) over `count` of them, start for the lanes missing
+  template <class Combine>
+  QUIRE_INLINE F32x16 fold(int64_t row, int64_t count, F32x16 start, const Combine& combine) const {
+    const float* place = weights_ + row * kKeyBlock;
+    F32x16 result = start;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) result = combine(result, load(place + i));
+    if (i < count) result = combine(result, first_lanes(load(place + i), start, static_cast<int>(count - i)));
+    return result;
   }
 
   // sums_ = sums_ * rescale + weights @ values for so many vectors of features
@@ -238,17 +274,22 @@ class AttentionTask {
       for (int v = 0; v < VECTORS; ++v) acc[r][v] = mul(load(place + r * padded_ + v * kLanes), rescale);
     }
     const float* weights = weights_ + row * kKeyBlock;
-    const auto value = [&](int64_t i, int v) { return load(values_[i] + (vector + v) * kLanes); };
-    multiply_add<ROWS, VECTORS>(acc, weights, kKeyBlock, 0, counts[0], value);
-    // the last few keys are seen by the later rows only; the earlier ones must not even add a zero
-    for (int64_t i = counts[0]; i < counts[ROWS - 1]; ++i) {
-      for (int r = 1; r < ROWS; ++r) {
-        if (i >= counts[r]) continue;
-        for (int v = 0; v < VECTORS; ++v) acc[r][v] = fma(splat(weights[r * kKeyBlock + i]), value(i, v), acc[r][v]);
-      }
-    }
+    multiply_add<ROWS, VECTORS>(acc, weights, kKeyBlock, 0, counts[0], [&](int64_t i, int v) {
+      return load(values_[i] + (vector + v) * kLanes);
+    });
     for (int r = 0; r < ROWS; ++r) {
       for (int v = 0; v < VECTORS; ++v) store(place + r * padded_ + v * kLanes, acc[r][v]);
+    }
+  }
+
+  // The last few keys are seen by a tile's later rows only, and the earlier ones must not even add a zero: each row goes
+  // on alone from where the tile stopped.
+  void gather_rest(int64_t row, int64_t begin, int64_t end) {
+    for (int64_t d = 0; d < padded_; d += kLanes) {
+      float* place = sums_ + row * padded_ + d;
+      F32x16 sum = load(place);
+      for (int64_t i = begin; i < end; ++i) sum = fma(splat(weights_[row * kKeyBlock + i]), load(values_[i] + d), sum);
+      store(place, sum);
     }
   }
 
@@ -269,6 +310,7 @@ class AttentionTask {
   int64_t position_;  // of the first row, in the sequence
   const int32_t* table_;
   float *keys_, *value_copies_, *query_, *sums_, *weights_, *peaks_, *totals_, *rescales_;
+  int64_t offsets_[kKeyBlock];
   const float* values_[kKeyBlock];
 };
 
