@@ -53,7 +53,8 @@ class ScalingConfig:
     """What the service's owner asked for. A target of None is not looked at.
 
     queue_depth: waiting requests per ready replica; ttft_seconds: 95th percentile;
-    kv_cache_utilization: mean over the pods, 0..1. Windows are seconds.
+    kv_cache_utilization: mean over the pods, 0..1; slots: requests that a pod runs at once, for
+    pods that do not say so themselves. Windows are seconds.
     """
 
     min_replicas: int = 1
@@ -61,6 +62,7 @@ class ScalingConfig:
     queue_depth: float | None = 4.0
     ttft_seconds: float | None = None
     kv_cache_utilization: float | None = 0.9
+    slots: int | None = None
     up_window_seconds: float = 0.0
     down_window_seconds: float = 300.0
     down_step_seconds: float = 60.0  # from one step down to the next: its effect must be visible
@@ -329,7 +331,8 @@ def _need(config: ScalingConfig, seen: Observation, inputs: Inputs) -> int | Non
 def _need_for_slots(config: ScalingConfig, seen: Observation, inputs: Inputs) -> int:
     """Full pods have no queue, yet without one of them its running requests are the others' queue:
     n * (slots + queue_depth) >= running + waiting."""
-    slots = [load.slots for load in seen.loads if load.slots is not None]
+    known = [load.slots or config.slots for load in seen.loads]
+    slots = [count for count in known if count is not None]
     if not slots or config.queue_depth is None or inputs.running is None:
         return 0
     return _ceil((inputs.running + (inputs.waiting or 0)) / (min(slots) + config.queue_depth))

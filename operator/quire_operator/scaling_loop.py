@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from quire_operator import apply, scaling_report, scraper
-from quire_operator.api import Scaling
+from quire_operator.api import Spec
 from quire_operator.client import Api
 from quire_operator.errors import ApiError, NotFound, NotLeader
 from quire_operator.metrics import Metrics
@@ -139,7 +139,7 @@ class ScalingLoop:
         if view.spec.scaling.mode != "builtin":
             self._states[key] = _State()  # another's history is not ours to conclude from
             return
-        config = self.config(view.spec.scaling)
+        config = self.config(view.spec)
         answers = await self._ask(view.ready_pods)
         observation = self._observe(view, state, answers)
         decision = decide(config, state.history, observation)
@@ -150,15 +150,16 @@ class ScalingLoop:
             key, config, decision, state, _missing(view.ready_pods, answers), applied, refusal
         )
 
-    def config(self, scaling: Scaling) -> ScalingConfig:
+    def config(self, spec: Spec) -> ScalingConfig:
         """The owner's wishes, with the periods that follow from the loop's own interval."""
-        targets = scaling.targets
+        scaling, targets = spec.scaling, spec.scaling.targets
         return ScalingConfig(
             min_replicas=scaling.min_replicas,
             max_replicas=scaling.max_replicas,
             queue_depth=targets.queue_depth,
             ttft_seconds=targets.ttft_seconds,
             kv_cache_utilization=targets.kv_cache_utilization,
+            slots=spec.engine.max_num_seqs,
             up_window_seconds=scaling.up_seconds,
             down_window_seconds=scaling.down_seconds,
             down_step_seconds=min(60.0, scaling.down_seconds),

@@ -182,6 +182,9 @@ def test_requests_that_run_on_full_pods_are_somebodys_queue_afterwards() -> None
     assert decide(config, history, seen(2, loads=full)).to_replicas == 2
     half_full = (PodLoad(0.0, 5.0, 0.1, slots=8),) * 2  # 10 on one pod: 8 run, 2 wait
     assert decide(config, history, seen(2, loads=half_full)).to_replicas == 1
+    untold = (PodLoad(0.0, 8.0, 0.1),) * 2
+    assert decide(replace(config, slots=8), history, seen(2, loads=untold)).to_replicas == 2
+    assert decide(config, history, seen(2, loads=untold)).to_replicas == 1
 
 
 @pytest.mark.parametrize(
