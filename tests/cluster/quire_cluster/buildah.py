@@ -60,7 +60,15 @@ class BuildahPublisher:
         run_logged(
             [
                 *self._buildah("bud"),
-                *("--layers", "--isolation", "chroot", "--network", "host", "--pull-never"),
+                *(
+                    "--layers",
+                    "--force-rm",
+                    "--isolation",
+                    "chroot",
+                    "--network",
+                    "host",
+                    "--pull-never",
+                ),
                 *(f"--build-arg={name}={value}" for name, value in arguments.items()),
                 *(f"--volume={volume}" for volume in self._volumes()),
                 *("--file", str(context / image.dockerfile), "--tag", reference),

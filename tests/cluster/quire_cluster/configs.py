@@ -26,7 +26,7 @@ def _json(document: object) -> str:
 
 def containerd(layout: Layout, cni_bin: Path) -> str:
     """restrict_oom_score_adj: root in a container may lack CAP_SYS_RESOURCE, and pods would not
-    start."""
+    start. netns_mounts_under_state_dir: pods' network namespaces go with the state's folder."""
     return f"""version = 2
 root = "{layout.containerd}"
 state = "{layout.run}/containerd"
@@ -35,6 +35,7 @@ state = "{layout.run}/containerd"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{NODE_IMAGE}"
   restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
   max_concurrent_downloads = 4
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{cni_bin}"
