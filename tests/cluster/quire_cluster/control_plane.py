@@ -157,6 +157,7 @@ class Programs:
             f"--hostname-override={NODE_NAME}",
             f"--cluster-cidr={POD_CIDR}",
             "--proxy-mode=iptables",
+            "--iptables-min-sync-period=100ms",  # 1 s otherwise, between Ready and reachable
             "--conntrack-max-per-core=0",
         )
 

@@ -81,6 +81,10 @@ class Layout:
         return self.cache / "cluster.lock"
 
     @property
+    def images_lock(self) -> Path:
+        return self.cache / "images.lock"
+
+    @property
     def fingerprint(self) -> Path:
         """Written last by `up`: the configuration that the running cluster was started with."""
         return self.state / "fingerprint"

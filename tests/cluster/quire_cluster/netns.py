@@ -5,14 +5,13 @@ writes lies in one folder whose last file, the fingerprint, says that it was bro
 with which configuration; anything else is taken down and started anew.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from quire_cluster import cgroups, manifests, network, node, pki, prerequisites, small_volumes
@@ -23,6 +22,7 @@ from quire_cluster.control_plane import Programs
 from quire_cluster.errors import ClusterError, CommandError, NotReadyError, NotRunningError
 from quire_cluster.images import image_environment
 from quire_cluster.layout import Layout
+from quire_cluster.locks import exclusive
 from quire_cluster.processes import ProcessSpec, ProcessTable, wait_for
 from quire_cluster.provider import Image, Status
 from quire_cluster.settings import Settings
@@ -234,7 +234,8 @@ class NetnsCluster:
     def publish(self, image: Image) -> str:
         self.require_running()
         prerequisites.install(prerequisites.IMAGE_PACKAGES)
-        return BuildahPublisher(self._layout, self._repo).publish(image)
+        with exclusive(self._layout.images_lock, "another run builds images; waiting for it"):
+            return BuildahPublisher(self._layout, self._repo).publish(image)
 
     def environment(self) -> Mapping[str, str]:
         bins = os.pathsep.join(str(self._binaries.folder(tool)) for tool in CLIENT_TOOLS)
@@ -278,14 +279,6 @@ class NetnsCluster:
     def _kubectl_apply(self, manifest: manifests.Manifest) -> None:
         self._kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifest))
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> AbstractContextManager[None]:
         """One `up`, `down` or build at a time on this machine."""
-        self._layout.cache.mkdir(parents=True, exist_ok=True)
-        with self._layout.lock.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("another run is at work on the cluster; waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return exclusive(self._layout.lock, "another run is at work on the cluster; waiting for it")

@@ -77,7 +77,7 @@ def check(machine: Machine, *, needs_go: bool, needs_disk: bool) -> None:
         ),
         (
             needs_go and not machine.has("go"),
-            "the test cluster builds Kubernetes from source and needs Go 1.24 or later (go was not "
+            "the test cluster builds Kubernetes from source and needs Go 1.26 or later (go was not "
             "found on PATH); install it and run again",
         ),
     )
