@@ -26,7 +26,7 @@ class SourceOptions:
     """Seconds without a byte, after which the fetch fails as Stalled."""
 
     max_attempts: int = 8
-    """Attempts in a row without a byte, per part: about a minute with the waits between them."""
+    """Attempts in a row without progress, per part: about a minute with the waits between them."""
 
     backoff_seconds: float = 0.5
     """Wait after the first failure; doubles up to 30 s, each with a random share of up to half."""

@@ -47,7 +47,7 @@ class Progress:
         now = self._clock()
         if now - self._samples[-1][0] >= RATE_SECONDS / 50:
             self._samples.append((now, self.bytes_fetched))
-            while now - self._samples[0][0] > RATE_SECONDS:
+            while self._samples[1][0] <= now - RATE_SECONDS:
                 self._samples.popleft()
 
     def report(self) -> ProgressReport:
@@ -65,9 +65,12 @@ class Progress:
         )
 
     def _rate(self) -> float:
-        now, (begin, fetched) = self._clock(), self._samples[0]
-        seconds = min(now - begin, RATE_SECONDS) if now - begin > 0 else 0.0
-        return (self.bytes_fetched - fetched) / seconds if seconds else 0.0
+        """Bytes a second since the youngest sample that is ten seconds old, or since the begin."""
+        now, samples = self._clock(), list(self._samples)
+        old = [sample for sample in samples if sample[0] <= now - RATE_SECONDS]
+        begin, fetched = old[-1] if old else samples[0]
+        seconds = min(now - begin, RATE_SECONDS)
+        return (self.bytes_fetched - fetched) / seconds if seconds > 0 else 0.0
 
 
 @contextlib.contextmanager

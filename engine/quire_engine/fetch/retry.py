@@ -1,5 +1,6 @@
 """When to try again. Pure: time and chance come in as arguments."""
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -36,7 +37,7 @@ def retry_after_seconds(header: str | None, now: datetime) -> float | None:
         except ValueError:
             return None
         seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds()
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if math.isfinite(seconds) else None
 
 
 class TryAgain(Exception):

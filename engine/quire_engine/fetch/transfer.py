@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 FLUSH_BYTES = 512 * 1024  # what a kill loses of a connection at most
 CONNECT_SECONDS = 10.0
 SILENCES = 3  # reads in a row without a byte that make a stall
+PROGRESS_BYTES = 64 * 1024  # a request that brings less has brought nothing: no drip keeps us
 CONTENT_ATTEMPTS = 3  # downloads of a file whose digest is wrong
 
 
@@ -141,7 +142,7 @@ class Transfer:
                 await self._request(file, part)
                 return
             except TryAgain as error:
-                if file.part_file.table.done[part] > before:
+                if file.part_file.table.done[part] - before >= PROGRESS_BYTES:
                     failures = silences = 0
                 failures += 1
                 silences = silences + 1 if isinstance(error.failure, Stalled) else 0

@@ -119,6 +119,7 @@ class Mirror:
         add("GET", "/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
         add("HEAD", "/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
         add("GET", "/_signed/{org}/{name}/{revision}/{path:.+}", self._signed)
+        add("HEAD", "/_signed/{org}/{name}/{revision}/{path:.+}", self._signed)
         add("PUT", "/_control/faults", self._put_faults)
         add("GET", "/_control/log", self._get_log)
         add("DELETE", "/_control/log", self._delete_log)

@@ -1,0 +1,123 @@
+"""A hub mirror on loopback with two small repositories, and fetches from it."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quire_cluster.hub import RunningMirror, running_mirror
+from quire_cluster.tiny_models import TinyModel, write_tiny_model
+from quire_engine.fetch import FetchOptions, SourceOptions, run_fetch
+
+REPO = "org/tiny"
+URI = f"hf://{REPO}"
+PART_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """One volume and one mirror; each call is one run of the fetch Job."""
+
+    mirror: RunningMirror
+    volume: Path
+    termination: Path
+
+    def __call__(self, uri: str = URI, **options: Any) -> int:
+        source = {"part_bytes": PART_BYTES, "backoff_seconds": 0.001, "max_attempts": 3}
+        source |= options.pop("source", {})
+        return run_fetch(
+            FetchOptions(
+                uri=uri,
+                directory=self.volume,
+                source=SourceOptions(endpoint=self.mirror.url, **source),
+                **options,
+            )
+        )
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The termination message."""
+        message: dict[str, Any] = json.loads(self.termination.read_text())
+        return message
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        manifest: dict[str, Any] = json.loads((self.volume / "manifest.json").read_text())
+        return manifest
+
+    @property
+    def installed(self) -> dict[str, bytes]:
+        """Contents of model/, by path."""
+        model = self.volume / "model"
+        return {
+            path.relative_to(model).as_posix(): path.read_bytes()
+            for path in model.rglob("*")
+            if path.is_file()
+        }
+
+
+@pytest.fixture(scope="session")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """org/tiny (three shards), its revision v2 (other config, one other shard), org/other."""
+    root = tmp_path_factory.mktemp("hub")
+    tiny = write_tiny_model(root / "org/tiny", num_shards=3)
+    (tiny / "tokenizer.json").write_text("{}")
+    for noise in (
+        "README.md",
+        "pytorch_model.bin",
+        "onnx/model.onnx",
+        "original/model.safetensors",
+    ):
+        (tiny / noise).parent.mkdir(exist_ok=True)
+        (tiny / noise).write_bytes(b"noise" * 100)
+    (tiny / "consolidated.safetensors").write_bytes(b"the same weights again")
+    moved = Path(shutil.copytree(tiny, root / "org/tiny@v2"))
+    changed = write_tiny_model(root / "changed", num_shards=3, seed=1)
+    shard = "model-00002-of-00003.safetensors"
+    shutil.copyfile(changed / shard, moved / shard)
+    (moved / "tokenizer.json").write_text('{"version": 2}')
+    shutil.rmtree(changed)
+    write_tiny_model(root / "org/other", TinyModel(architecture="MambaForCausalLM"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def _mirror(repositories: Path) -> Iterator[RunningMirror]:
+    with running_mirror(repositories) as mirror:
+        yield mirror
+
+
+@pytest.fixture
+def mirror(_mirror: RunningMirror) -> Iterator[RunningMirror]:
+    """The mirror, healthy and with an empty log."""
+    _mirror.faults()
+    _mirror.clear_log()
+    yield _mirror
+    _mirror.faults()
+
+
+@pytest.fixture
+def fetch(mirror: RunningMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetcher:
+    termination = tmp_path / "termination"
+    monkeypatch.setenv("TERMINATION_LOG", str(termination))
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    return Fetcher(mirror, volume, termination)
+
+
+@pytest.fixture
+def served(repositories: Path) -> Callable[[str], dict[str, bytes]]:
+    """The contents of the files of a repository's folder that serving needs."""
+
+    def contents(folder: str) -> dict[str, bytes]:
+        return {
+            path.name: path.read_bytes()
+            for path in (repositories / folder).iterdir()
+            if path.name in ("config.json", "tokenizer.json") or path.name.startswith("model")
+        }
+
+    return contents

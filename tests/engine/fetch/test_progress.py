@@ -1,0 +1,65 @@
+"""Counters, rates and the route that tells them."""
+
+import httpx2
+
+from quire_engine.fetch.progress import Progress, served
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_rate_and_time_left_are_those_of_the_last_seconds() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    progress.phase, progress.bytes_total, progress.bytes_done = "downloading", 10_000, 1_000
+    for seconds in range(1, 31):
+        clock.now = 100.0 + seconds
+        progress.received(10 if seconds <= 15 else 200)
+    report = progress.report()
+    assert report.bytes_done == 1_000 + 150 + 3_000
+    assert 190 <= report.bytes_per_second <= 210
+    assert report.eta_seconds is not None
+    assert 27 <= report.eta_seconds <= 31
+
+
+def test_no_rate_no_promise() -> None:
+    progress = Progress(Clock())
+    progress.phase, progress.bytes_total = "downloading", 100
+    assert progress.report().eta_seconds is None
+
+
+def test_a_stopped_source_has_no_rate_in_the_end() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    progress.phase, progress.bytes_total = "downloading", 1000
+    clock.now += 1
+    progress.received(100)
+    clock.now += 60
+    assert progress.report().bytes_per_second == 0
+
+
+def test_the_route() -> None:
+    progress = Progress()
+    progress.commit = "abc"
+    with served(progress, 0) as port:
+        answer = httpx2.get(f"http://127.0.0.1:{port}/progress")
+        assert answer.json() == {
+            "phase": "listing",
+            "bytesTotal": 0,
+            "bytesDone": 0,
+            "bytesPerSecond": 0.0,
+            "etaSeconds": None,
+            "commit": "abc",
+            "note": "",
+        }
+        assert httpx2.get(f"http://127.0.0.1:{port}/").status_code == 404
+
+
+def test_no_port_no_server() -> None:
+    with served(Progress(), None) as port:
+        assert port is None

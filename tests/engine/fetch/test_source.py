@@ -1,0 +1,118 @@
+"""URIs, names and the choice of files."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quire_engine.errors import ConfigError
+from quire_engine.fetch.errors import Corrupt, SourceNotFound, UnsupportedSource
+from quire_engine.fetch.source import Digest, HubUri, RemoteFile, is_safe_path, parse_uri, select
+
+REPO = HubUri("org/name")
+
+
+def listed(*paths: str) -> list[RemoteFile]:
+    return [RemoteFile(path, 10, Digest("sha256", f"{i:064x}")) for i, path in enumerate(paths)]
+
+
+def chosen(*paths: str, uri: HubUri = REPO) -> set[str]:
+    return {file.path for file in select(listed(*paths), uri)}
+
+
+@pytest.mark.parametrize(
+    ("uri", "parsed"),
+    [
+        ("hf://org/name", HubUri("org/name")),
+        ("hf://Org-1/name.v2_x", HubUri("Org-1/name.v2_x")),
+        ("hf://org/name/file.gguf", HubUri("org/name", "file.gguf")),
+        ("hf://org/name/sub/file.gguf", HubUri("org/name", "sub/file.gguf")),
+    ],
+)
+def test_uris(uri: str, parsed: HubUri) -> None:
+    assert parse_uri(uri) == parsed
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["", "org/name", "http://x/y", "hf://", "hf://name", "hf://org/", "hf://org/..", "hf://../x",
+     "hf://org/name/", "hf://org/name/file.bin", "hf://org/name/../../x.gguf", "hf://o?x/n"],
+)  # fmt: skip
+def test_bad_uris(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"hf://"):
+        parse_uri(uri)
+
+
+@given(st.text(alphabet=st.sampled_from("ab./\\\0~ "), max_size=12))
+def test_safe_paths_stay_inside(path: str) -> None:
+    if is_safe_path(path):
+        inside = Path("/model")
+        joined = (inside / path).resolve()
+        assert joined != inside
+        assert inside in joined.parents
+
+
+def test_one_file_of_weights() -> None:
+    everything = ("config.json", "model.safetensors", "tokenizer.json", "README.md", "x/y.onnx")
+    assert chosen(*everything, "pytorch_model.bin", "consolidated.safetensors") == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+
+
+def test_shards_win_over_a_duplicate() -> None:
+    index, shard = "model.safetensors.index.json", "model-00001-of-00001.safetensors"
+    paths = ("config.json", "model.safetensors", index, shard)
+    assert chosen(*paths) == {"config.json", index, shard}
+
+
+def test_small_files_come_first() -> None:
+    files = [*listed("model.safetensors", "config.json")]
+    files[0] = RemoteFile("model.safetensors", 10**9, files[0].digest)
+    assert [file.path for file in select(files, REPO)] == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "advice"),
+    [
+        (("config.json", "pytorch_model.bin"), "convert it to safetensors"),
+        (("model.Q4.gguf",), "hf://org/name/model.Q4.gguf"),
+        (("model.safetensors",), "choose another"),
+        ((), "no file"),
+    ],
+)
+def test_nothing_to_serve(paths: tuple[str, ...], advice: str) -> None:
+    with pytest.raises(UnsupportedSource, match=advice):
+        select(listed(*paths), REPO)
+
+
+def test_a_gguf_file_comes_with_its_companions() -> None:
+    uri = HubUri("org/name", "b.gguf")
+    assert chosen("a.gguf", "b.gguf", "config.json", "model.safetensors", uri=uri) == {
+        "b.gguf",
+        "config.json",
+    }
+
+
+def test_a_gguf_file_that_is_not_there() -> None:
+    with pytest.raises(SourceNotFound, match=r"a\.gguf"):
+        select(listed("a.gguf"), HubUri("org/name", "b.gguf"))
+
+
+def test_a_split_gguf_is_refused() -> None:
+    with pytest.raises(UnsupportedSource, match="merge"):
+        select(listed("a-00001-of-00002.gguf"), HubUri("org/name", "a-00001-of-00002.gguf"))
+
+
+def test_hostile_names_are_refused() -> None:
+    with pytest.raises(Corrupt, match="inside"):
+        select(listed("config.json", "model.safetensors", "../x"), REPO)
+
+
+def test_gits_digest() -> None:
+    """`printf hello | git hash-object --stdin`"""
+    hasher = Digest("git-sha1", "").hasher(5)
+    hasher.update(b"hello")
+    assert hasher.hexdigest() == "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0"
