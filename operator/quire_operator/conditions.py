@@ -22,6 +22,7 @@ MODEL_CACHED = "ModelCached"
 PODS_READY = "PodsReady"
 ROLLOUT_COMPLETE = "RolloutComplete"
 SCALING = "Scaling"
+TYPES = frozenset({READY, MODEL_CACHED, PODS_READY, ROLLOUT_COMPLETE, SCALING})
 
 IMAGE_REASONS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}

@@ -22,6 +22,8 @@ MAX_BYTES = 256 * 1024
 
 HEADER = "# Written by `python -m quire_operator.crd` from operator/quire_operator/api.py.\n"
 FILE_NAME = f"{api.GROUP}_{api.PLURAL}.yaml"
+FOLDERS = ("crds", "charts/quire/files")
+"""Below the repository's root. A chart can only read files of its own folder."""
 
 Schema = dict[str, Any]
 
@@ -215,10 +217,11 @@ def render() -> str:
     return HEADER + yaml.safe_dump(definition(), sort_keys=False, width=100, allow_unicode=True)
 
 
-def main(target: Path) -> None:
-    """Writes the definition into the folder `target`."""
-    (target / FILE_NAME).write_text(render())
+def main(root: Path) -> None:
+    """Writes the definition where it belongs, and the chart's copy of it."""
+    for folder in FOLDERS:
+        (root / folder / FILE_NAME).write_text(render())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2] / "crds")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[2])

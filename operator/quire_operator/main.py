@@ -40,7 +40,8 @@ logger = logging.getLogger(__name__)
 SERVICE_ACCOUNT_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
 WATCH_INACTIVITY_SECONDS = 70.0
 """Bookmarks come every 60 s, so a watch that is silent for longer is dead; kopf opens it anew."""
-WATCH_SERVER_SECONDS = 600.0
+WATCH_SERVER_SECONDS = 600
+"""An int: the API server refuses `timeoutSeconds=600.0`."""
 STUCK_WORKER_SECONDS = 300.0
 """A reconcile that has not ended by then will not."""
 
@@ -91,7 +92,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.watching.inactivity_timeout = WATCH_INACTIVITY_SECONDS
     settings.watching.server_timeout = WATCH_SERVER_SECONDS
-    settings.watching.client_timeout = WATCH_SERVER_SECONDS + 30.0
+    settings.watching.client_timeout = WATCH_SERVER_SECONDS + 30
     settings.watching.connect_timeout = 10.0
     settings.networking.request_timeout = 30.0
     settings.networking.connect_timeout = 10.0

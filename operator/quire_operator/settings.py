@@ -93,22 +93,12 @@ class _Reader:
         return value
 
     def refuse_unknown(self) -> None:
-        left = set(self._values) - self._known - _OTHERS
+        left = set(self._values) - self._known
         unknown = sorted(key for key in left if not _SERVICE_LINK.search(key))
         if unknown:
             raise SettingError(
                 f"unknown setting {unknown[0]}; the known ones are {', '.join(sorted(self._known))}"
             )
-
-
-_OTHERS = {
-    "QUIRE_AUDIT_LOG",
-    "QUIRE_CLUSTER_NETWORK",
-    "QUIRE_HUB_ADDRESS",
-    "QUIRE_KUBECONFIG",
-    "QUIRE_REGISTRY",
-}
-"""Of the test cluster's tools, which share our prefix and may start us."""
 
 
 _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT)|PORT)(_[A-Z0-9_]+)?$")

@@ -114,9 +114,16 @@ def _scaling(seen: Observation, before: api.ScalingStatus | None) -> api.Scaling
     return api.ScalingStatus(desired=seen.scaling.report.desired, decisions=decisions)
 
 
+def _comparable(status: api.Status) -> api.Status:
+    """Our conditions by type: the list is a map to the API server, and others may add theirs."""
+    ours = [c for c in status.conditions if c.type in conditions.TYPES]
+    ours.sort(key=lambda condition: condition.type)
+    return msgspec.structs.replace(status, conditions=ours)
+
+
 async def write(client: Api, world: World, service: ServiceView, status: api.Status) -> bool:
     """Applies the status unless the live one says the same. True if it was written."""
-    if status == service.status:
+    if _comparable(status) == _comparable(service.status):
         return False
     key = Key(service.meta.namespace, service.meta.name)
     manifest = {

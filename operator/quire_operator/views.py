@@ -178,7 +178,7 @@ def _meta(body: Manifest) -> Meta:
 
 
 def _labels(body: Manifest) -> Mapping[str, str]:
-    return _labels(body)
+    return body["metadata"].get("labels") or {}
 
 
 def _body(body: Manifest) -> bytes:

@@ -1,0 +1,498 @@
+"""An API server in memory that behaves, for tests.
+
+Server-side apply with field owners, preconditions, conflicts, resourceVersions, garbage collection;
+and controllers that make pods of Deployments and Jobs when told to. No admission, no defaults
+and no schema: what it does it does as the real one, the rest not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from quire_operator import names
+from quire_operator.api import Condition, Status
+from quire_operator.errors import AlreadyExists, ApiError, Conflict, Invalid, NotFound
+from quire_operator.kinds import (
+    CLAIM,
+    DEPLOYMENT,
+    JOB,
+    POD,
+    SERVICE_KIND,
+    Kind,
+    Manifest,
+    kind_of,
+)
+from quire_operator.metrics import Metrics
+from quire_operator.names import Key
+from quire_operator.observe import Defaults, Progress
+from quire_operator.reconcile import Reconciler
+from quire_operator.status import timestamp
+from quire_operator.views import project
+from quire_operator.world import World
+
+Path = tuple[str, ...]
+Event = Callable[[Kind, str, Manifest], None]
+"""Kind, "MODIFIED" or "DELETED", object."""
+
+LIST_KEYS = {
+    "ownerReferences": "uid",
+    "conditions": "type",
+    "containers": "name",
+    "initContainers": "name",
+    "env": "name",
+    "volumes": "name",
+    "volumeMounts": "mountPath",
+}
+"""Lists whose items have owners of their own; all others are owned whole."""
+
+IDENTITY = {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace")}
+PRECONDITIONS = {("metadata", "uid"), ("metadata", "resourceVersion")}
+
+
+@dataclass
+class _Stored:
+    body: Manifest
+    owners: dict[str, set[Path]] = field(default_factory=dict)
+
+
+class FakeCluster:
+    """`client.Api` over dictionaries. `writes` lists what was sent, as "VERB kind/name"."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self.now = now
+        self.writes: list[str] = []
+        self.refuse: dict[Kind, ApiError] = {}
+        """Errors for writes to a kind: a quota, an outage."""
+        self._objects: dict[tuple[Kind, Key], _Stored] = {}
+        self._versions = itertools.count(1)
+        self._uids = itertools.count(1)
+        self._listeners: list[Event] = []
+
+    # ---- Api ----
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
+        return copy.deepcopy(self._stored(kind, Key(namespace, name)).body)
+
+    async def list_objects(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        *,
+        labels: str = "",
+        fields: str = "",
+        metadata_only: bool = False,
+    ) -> list[Manifest]:
+        wanted = dict(pair.split("=") for pair in labels.split(",") if pair)
+        found = []
+        for (of, at), stored in self._objects.items():
+            have = stored.body["metadata"].get("labels") or {}
+            matches = all(have.get(k) == v for k, v in wanted.items())
+            if of is kind and namespace in (None, at.namespace) and matches:
+                found.append(copy.deepcopy(stored.body))
+        return found
+
+    async def create(self, manifest: Manifest, manager: str) -> Manifest:
+        kind, at = self._begin("POST", manifest)
+        if (kind, at) in self._objects:
+            raise AlreadyExists(409, f"POST {kind.plural}", f"{at.name} exists", "AlreadyExists")
+        return self._insert(kind, at, manifest, manager)
+
+    async def apply(
+        self, manifest: Manifest, manager: str, *, force: bool, subresource: str = ""
+    ) -> Manifest:
+        kind, at = self._begin("PATCH", manifest)
+        stored = self._objects.get((kind, at))
+        if stored is None:
+            if "uid" in manifest["metadata"]:
+                raise Conflict(409, f"PATCH {kind.plural}", "uid differs: the object is gone")
+            if "spec" not in manifest:
+                raise Invalid(422, f"PATCH {kind.plural}", "spec is required")
+            return self._insert(kind, at, manifest, manager)
+        self._check(stored, manifest["metadata"])
+        before = copy.deepcopy(stored.body)
+        mine = {
+            path
+            for path in _leaves(manifest)
+            if path not in IDENTITY | PRECONDITIONS
+            and (path[0] == "status") is (subresource == "status")
+        }
+        owner = f"{manager}/{subresource}"
+        self._settle_conflicts(stored, owner, mine, manifest, force)
+        for path in stored.owners.get(owner, set()) - mine:
+            if not any(path in paths for who, paths in stored.owners.items() if who != owner):
+                _remove(stored.body, path)
+        stored.owners[owner] = mine
+        for path in sorted(mine):
+            _set(stored.body, path, _get(manifest, path))
+        return self._changed(kind, at, stored, before)
+
+    async def patch(
+        self,
+        kind: Kind,
+        namespace: str,
+        name: str,
+        body: Manifest,
+        manager: str,
+        *,
+        strategic: bool = False,
+        subresource: str = "",
+    ) -> Manifest:
+        at = Key(namespace, name)
+        self._begin(
+            "PATCH", {"kind": kind.kind, "metadata": {"namespace": namespace, "name": name}}
+        )
+        stored = self._stored(kind, at)
+        self._check(stored, body.get("metadata") or {})
+        before = copy.deepcopy(stored.body)
+        _merge(stored.body, body, strategic=strategic)
+        return self._changed(kind, at, stored, before)
+
+    async def delete(
+        self,
+        kind: Kind,
+        namespace: str,
+        name: str,
+        *,
+        uid: str,
+        resource_version: str | None = None,
+    ) -> None:
+        at = Key(namespace, name)
+        self.writes.append(f"DELETE {kind.kind}/{name}")
+        stored = self._objects.get((kind, at))
+        if stored is None:
+            return
+        wanted = {"uid": uid} | ({"resourceVersion": resource_version} if resource_version else {})
+        self._check(stored, wanted)
+        self.remove(kind, at)
+
+    # ---- what a test does ----
+
+    def subscribe(self, listener: Event) -> None:
+        """Tells the listener of every change, as a watch would."""
+        self._listeners.append(listener)
+
+    def put(self, manifest: Manifest, manager: str = "kubectl") -> Manifest:
+        """Creates or replaces an object as a user or a controller would; status included."""
+        kind = kind_of(manifest)
+        at = Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        stored = self._objects.get((kind, at))
+        if stored is None:
+            return self._insert(kind, at, manifest, manager)
+        before = copy.deepcopy(stored.body)
+        for part in set(stored.body) - {"metadata", "apiVersion", "kind"}:
+            stored.body[part] = copy.deepcopy(manifest.get(part, stored.body[part]))
+        for part in set(manifest) - {"metadata"}:
+            stored.body[part] = copy.deepcopy(manifest[part])
+        stored.body["metadata"] |= copy.deepcopy(manifest["metadata"])
+        return self._changed(kind, at, stored, before)
+
+    def remove(self, kind: Kind, at: Key) -> None:
+        """Deletes an object and, as garbage collection does, what only it owned."""
+        stored = self._objects.pop((kind, at), None)
+        if stored is None:
+            return
+        self._tell(kind, "DELETED", stored.body)
+        alive = {s.body["metadata"]["uid"] for s in self._objects.values()}
+        for (of, where), child in list(self._objects.items()):
+            owners = child.body["metadata"].get("ownerReferences") or []
+            kept = [owner for owner in owners if owner["uid"] in alive]
+            if owners and not kept:
+                self.remove(of, where)
+            elif len(kept) < len(owners):
+                before = copy.deepcopy(child.body)
+                child.body["metadata"]["ownerReferences"] = kept
+                self._changed(of, where, child, before)
+
+    def all(self, kind: Kind) -> list[Manifest]:
+        """Copies of all objects of a kind."""
+        return [copy.deepcopy(s.body) for (of, _), s in self._objects.items() if of is kind]
+
+    def set_status(self, kind: Kind, at: Key, status: Manifest) -> None:
+        stored = self._stored(kind, at)
+        before = copy.deepcopy(stored.body)
+        stored.body["status"] = copy.deepcopy(status)
+        self._changed(kind, at, stored, before)
+
+    # ---- controllers ----
+
+    def bind_claims(self) -> None:
+        for claim in self.all(CLAIM):
+            self.set_status(CLAIM, _at(claim), {"phase": "Bound"})
+
+    def run_jobs(self, message: dict[str, object] | None = None) -> None:
+        """Runs new Jobs; with a message ends them, ill if it has a reason."""
+        for job in self.all(JOB):
+            status = job.get("status") or {}
+            if status.get("conditions"):
+                continue
+            self._job_pod(job, message)
+            if message is None:
+                continue
+            kind = "Failed" if "reason" in message else "Complete"
+            done = {"type": kind, "status": "True", "lastTransitionTime": timestamp(self.now)}
+            self.set_status(JOB, _at(job), {"conditions": [done]})
+
+    def _job_pod(self, job: Manifest, message: dict[str, object] | None) -> None:
+        template = copy.deepcopy(job["spec"]["template"])
+        name = job["metadata"]["name"]
+        template["metadata"]["labels"]["batch.kubernetes.io/job-name"] = name
+        state: Manifest = {"running": {}}
+        if message is not None:
+            state = {
+                "terminated": {
+                    "exitCode": 10 if "reason" in message else 0,
+                    "message": msgspec.json.encode(message).decode(),
+                    "finishedAt": timestamp(self.now),
+                }
+            }
+        statuses = [{"name": names.FETCH_CONTAINER, "state": state}]
+        self._pod(f"{name}-pod", job, template, {"containerStatuses": statuses, "phase": "Running"})
+
+    def run_deployments(self, ready: bool = True) -> None:
+        """Makes the pods that Deployments ask for, ready or not, and removes surplus ones."""
+        for deployment in self.all(DEPLOYMENT):
+            count, stem = deployment["spec"]["replicas"], deployment["metadata"]["name"]
+            for index in range(count):
+                condition = {"type": "Ready", "status": str(ready)}
+                condition["lastTransitionTime"] = timestamp(self.now)
+                state = [{"name": names.ENGINE_CONTAINER, "state": {"running": {}}}]
+                status = {
+                    "conditions": [condition],
+                    "containerStatuses": state,
+                    "podIP": f"203.0.113.{index + 1}",
+                    "startTime": timestamp(self.now - 3),
+                }
+                self._pod(f"{stem}-{index}", deployment, deployment["spec"]["template"], status)
+            for pod in self.all(POD):
+                stem_of, _, index_of = pod["metadata"]["name"].rpartition("-")
+                if stem_of == stem and index_of.isdigit() and int(index_of) >= count:
+                    self.remove(POD, _at(pod))
+            generation = deployment["metadata"]["generation"]
+            status = {"observedGeneration": generation, "readyReplicas": count if ready else 0}
+            self.set_status(DEPLOYMENT, _at(deployment), status)
+
+    def _pod(self, name: str, owner: Manifest, template: Manifest, status: Manifest) -> None:
+        metadata = owner["metadata"]
+        reference = {"kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"]}
+        head = {
+            "namespace": metadata["namespace"],
+            "name": name,
+            "ownerReferences": [reference],
+            **template["metadata"],
+        }
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": head, "spec": template["spec"]}
+        self.put(body | {"status": status}, "controller")
+
+    # ---- inside ----
+
+    def _begin(self, verb: str, manifest: Manifest) -> tuple[Kind, Key]:
+        kind = kind_of(manifest)
+        at = Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+        self.writes.append(f"{verb} {kind.kind}/{at.name}")
+        if kind in self.refuse:
+            raise self.refuse[kind]
+        return kind, at
+
+    def _stored(self, kind: Kind, at: Key) -> _Stored:
+        if (kind, at) not in self._objects:
+            raise NotFound(404, f"{kind.plural}/{at}", "not found")
+        return self._objects[kind, at]
+
+    def _check(self, stored: _Stored, wanted: Manifest) -> None:
+        have = stored.body["metadata"]
+        for name in ("uid", "resourceVersion"):
+            if name in wanted and wanted[name] != have[name]:
+                raise Conflict(409, have["name"], f"{name} is {have[name]}, not {wanted[name]}")
+
+    def _insert(self, kind: Kind, at: Key, manifest: Manifest, manager: str) -> Manifest:
+        body = copy.deepcopy(manifest)
+        body["metadata"] |= {
+            "uid": f"uid-{next(self._uids)}",
+            "resourceVersion": str(next(self._versions)),
+            "generation": 1,
+            "creationTimestamp": timestamp(self.now),
+        }
+        leaves = {path for path in _leaves(manifest) if path not in IDENTITY | PRECONDITIONS}
+        self._objects[kind, at] = _Stored(body, {f"{manager}/": leaves})
+        self._tell(kind, "MODIFIED", body)
+        return copy.deepcopy(body)
+
+    def _changed(self, kind: Kind, at: Key, stored: _Stored, before: Manifest) -> Manifest:
+        if stored.body != before:
+            if stored.body.get("spec") != before.get("spec"):
+                stored.body["metadata"]["generation"] += 1
+            stored.body["metadata"]["resourceVersion"] = str(next(self._versions))
+            self._tell(kind, "MODIFIED", stored.body)
+        return copy.deepcopy(stored.body)
+
+    def _tell(self, kind: Kind, event: str, body: Manifest) -> None:
+        for listener in self._listeners:
+            listener(kind, event, copy.deepcopy(body))
+
+    @staticmethod
+    def _settle_conflicts(
+        stored: _Stored, owner: str, mine: set[Path], manifest: Manifest, force: bool
+    ) -> None:
+        for who, paths in stored.owners.items():
+            if who == owner:
+                continue
+            taken = {p for p in mine & paths if _get(stored.body, p) != _get(manifest, p)}
+            if taken and not force:
+                raise Conflict(409, "apply", f"{sorted(taken)[0]} is owned by {who}", "Conflict")
+            stored.owners[who] = paths - taken
+
+
+def _at(manifest: Manifest) -> Key:
+    return Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+
+
+def _leaves(value: Any, path: Path = ()) -> list[Path]:
+    if isinstance(value, dict) and value:
+        return [leaf for k, v in value.items() for leaf in _leaves(v, (*path, k))]
+    if isinstance(value, list) and path and path[-1] in LIST_KEYS:
+        key = LIST_KEYS[path[-1]]
+        return [leaf for v in value for leaf in _leaves(v, (*path, f"{key}={v[key]}"))]
+    return [path]
+
+
+def _step(value: Any, part: str) -> Any:
+    if isinstance(value, list):
+        key, _, wanted = part.partition("=")
+        return next((item for item in value if str(item.get(key)) == wanted), None)
+    return value.get(part) if isinstance(value, dict) else None
+
+
+def _get(value: Any, path: Path) -> Any:
+    for part in path:
+        value = _step(value, part)
+    return value
+
+
+def _set(body: Any, path: Path, new: Any) -> None:
+    for i, part in enumerate(path[:-1]):
+        below = _step(body, part)
+        if below is None:
+            below = [] if part in LIST_KEYS and "=" in path[i + 1] else {}
+            if isinstance(body, list):
+                key, _, wanted = part.partition("=")
+                below = {key: wanted}
+                body.append(below)
+            else:
+                body[part] = below
+        body = below
+    body[path[-1]] = copy.deepcopy(new)
+
+
+def _remove(body: Any, path: Path) -> None:
+    holder = _get(body, path[:-1])
+    if isinstance(holder, dict):
+        holder.pop(path[-1], None)
+    if not holder and len(path) > 1:
+        above = _get(body, path[:-2])
+        if isinstance(above, list):
+            above.remove(holder)
+
+
+def _merge(body: Manifest, patch: Manifest, *, strategic: bool) -> None:
+    for key, value in patch.items():
+        if value is None:
+            body.pop(key, None)
+        elif isinstance(value, dict):
+            below = body.setdefault(key, {})
+            _merge(below, value, strategic=strategic)
+        elif strategic and key in LIST_KEYS:
+            gone = {item[LIST_KEYS[key]] for item in value if item.get("$patch") == "delete"}
+            body[key] = [item for item in body.get(key, []) if item[LIST_KEYS[key]] not in gone]
+        else:
+            body[key] = copy.deepcopy(value)
+
+
+def service_manifest(name: str = "chat", namespace: str = "default", **spec: Any) -> Manifest:
+    """An InferenceService as a user would write it; `spec` over a smallest one."""
+    model = {"uri": "hf://org/model"}
+    return {
+        "apiVersion": SERVICE_KIND.api_version,
+        "kind": SERVICE_KIND.kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"model": model, "replicas": 1, **spec},
+    }
+
+
+class FakeProgress:
+    """What fetches say of themselves, by address."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Progress] = {}
+
+    async def read(self, ip: str, now: float) -> Progress | None:
+        return self.answers.get(ip)
+
+
+class Rig:
+    """A control plane over a FakeCluster: watches never lag, a test moves the clock."""
+
+    def __init__(self, image: str = "engine:v1", hf_endpoint: str | None = None) -> None:
+        self.cluster = FakeCluster()
+        self.woken: dict[Key, None] = {}
+        self.world = World(lambda key: self.woken.setdefault(key))
+        self.progress = FakeProgress()
+        self.again: dict[Key, float | None] = {}
+        self.cluster.subscribe(self._feed)
+        self.reconciler = Reconciler(
+            client=self.cluster,
+            world=self.world,
+            defaults=Defaults(image=image, hf_endpoint=hf_endpoint),
+            progress=self.progress,
+            metrics=Metrics(),
+            is_leader=lambda: True,
+            wall=lambda: self.cluster.now,
+        )
+
+    def _feed(self, kind: Kind, event: str, body: Manifest) -> None:
+        at = _at(body)
+        if event == "DELETED":
+            self.world.drop(kind, at, body["metadata"]["uid"])
+        else:
+            self.world.put(kind, project(kind, body))
+
+    async def settle(self, limit: int = 60) -> None:
+        """Reconciles what is woken until nothing is. Fails if that does not end."""
+        for _ in range(limit):
+            if not self.woken:
+                return
+            key = next(iter(self.woken))
+            del self.woken[key]
+            self.again[key] = await self.reconciler(key)
+        raise AssertionError(f"no end after {limit} reconciles: {self.cluster.writes[-10:]}")
+
+    async def wake(self, key: Key) -> list[str]:
+        """Reconciles a key though nothing happened; returns what was written meanwhile."""
+        before = len(self.cluster.writes)
+        self.woken[key] = None
+        await self.settle()
+        return self.cluster.writes[before:]
+
+    async def bring_up(self, key: Key, **report: object) -> None:
+        """Lets the controllers do all they would until the service is as it should be."""
+        await self.settle()
+        for _ in range(4):
+            self.cluster.bind_claims()
+            self.cluster.run_jobs({"commit": "c0ffee", "bytesTotal": 1000, **report})
+            await self.settle()
+            self.cluster.run_deployments()
+            await self.settle()
+
+    def status(self, key: Key) -> Status:
+        service = self.world.service(key)
+        assert service is not None
+        return service.status
+
+    def condition(self, key: Key, kind: str = "Ready") -> Condition:
+        """One condition of a service, as written."""
+        return next(c for c in self.status(key).conditions if c.type == kind)

@@ -1,0 +1,371 @@
+"""The whole way through one service's life, over an API server that behaves."""
+
+import pytest
+
+from quire_operator.errors import QuotaExceeded, Unavailable
+from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, POD, SERVICE, SERVICE_KIND
+from quire_operator.names import Key
+from quire_operator.observe import Progress
+from quire_operator.testing import Rig, service_manifest
+
+
+async def test_a_service_comes_up(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    ready = rig.condition(chat)
+    assert (ready.status, ready.reason) == ("True", "Ready")
+    status = rig.status(chat)
+    assert status.replicas == status.ready_replicas == 1
+    assert status.url == "http://chat.default.svc.cluster.local/v1"
+    assert status.model is not None
+    assert status.model.commit == "c0ffee"
+    assert status.model.bytes_done == 1000
+    assert status.selector == ("app.kubernetes.io/name=quire-engine,serving.quire.dev/service=chat")
+
+
+async def test_a_second_pass_writes_nothing(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest(replicas=2))
+    await rig.bring_up(chat)
+    rig.cluster.now += 100
+    assert await rig.wake(chat) == []
+
+
+async def test_a_new_operator_writes_nothing(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    other = Rig(image="engine:v2", hf_endpoint="http://mirror")
+    other.reconciler = type(other.reconciler)(
+        client=rig.cluster,
+        world=other.world,
+        defaults=other.reconciler.defaults,
+        progress=other.progress,
+        metrics=other.reconciler.metrics,
+        is_leader=lambda: True,
+        wall=lambda: rig.cluster.now,
+    )
+    for kind in (SERVICE_KIND, DEPLOYMENT, SERVICE, BUDGET, CLAIM, JOB, POD):
+        for body in rig.cluster.all(kind):
+            other._feed(kind, "MODIFIED", body)
+    before = len(rig.cluster.writes)
+    await other.settle()
+    assert rig.cluster.writes[before:] == []
+
+
+async def test_pods_wait_for_the_files(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    await rig.settle()
+    assert rig.cluster.all(DEPLOYMENT) == []
+    assert rig.condition(chat).reason == "Fetching"
+
+
+async def test_bytes_are_told_while_fetching(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    pod = rig.cluster.all(POD)[0]
+    pod["status"]["podIP"] = "203.0.113.9"
+    rig.cluster.put(pod)
+    rig.progress.answers["203.0.113.9"] = Progress(
+        phase="downloading",
+        bytes_total=16_100_000_000,
+        bytes_done=1_200_000_000,
+        bytes_per_second=3e8,
+        eta_seconds=40.2,
+        commit="c0ffee",
+    )
+    await rig.settle()
+    assert rig.condition(chat).message == "1.2 of 16.1 GB, 40 s left"
+    assert rig.again[chat] == 5.0
+    status = rig.status(chat)
+    assert status.model is not None
+    assert status.model.eta_seconds == 40.2
+
+
+async def test_the_job_goes_once_its_result_is_recorded(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    assert rig.cluster.all(JOB) == []
+    annotations = rig.cluster.all(CLAIM)[0]["metadata"]["annotations"]
+    assert any("c0ffee" in value for value in annotations.values())
+
+
+async def test_a_failed_fetch_tells_why_and_is_tried_again(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs({"reason": "SourceNotFound", "message": "no such repository org/model"})
+    await rig.settle()
+    ready = rig.condition(chat)
+    assert (ready.status, ready.reason) == ("False", "SourceNotFound")
+    assert ready.message.startswith("no such repository org/model (1 attempt so far")
+    assert rig.again[chat] == pytest.approx(2.0)
+    assert await rig.wake(chat) == []
+    rig.cluster.now += 2.5
+    await rig.wake(chat)
+    jobs = [job["metadata"]["name"] for job in rig.cluster.all(JOB)]
+    assert len(jobs) == 1
+    assert jobs[0].endswith("-fetch-2")
+    await rig.bring_up(chat)
+    assert rig.condition(chat).reason == "Ready"
+
+
+async def test_another_secret_is_tried_at_once(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs({"reason": "SourceUnauthorized", "message": "401"})
+    await rig.settle()
+    model = {"uri": "hf://org/model", "credentialsSecret": "token"}
+    rig.cluster.put(service_manifest(model=model))
+    await rig.settle()
+    job = rig.cluster.all(JOB)[0]
+    assert job["metadata"]["name"].endswith("-fetch-2")
+    environment = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert environment[0]["valueFrom"]["secretKeyRef"] == {"name": "token", "key": "token"}
+
+
+async def test_credentials_reach_the_fetch_only(rig: Rig, chat: Key) -> None:
+    model = {"uri": "hf://org/model", "credentialsSecret": "hub-secret"}
+    rig.cluster.put(service_manifest(model=model))
+    await rig.bring_up(chat)
+    assert "hub-secret" not in str(rig.cluster.all(DEPLOYMENT))
+
+
+async def test_scaling_changes_replicas_only(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    before = rig.cluster.all(DEPLOYMENT)[0]
+    count = len(rig.cluster.writes)
+    rig.cluster.put(service_manifest(replicas=3))
+    await rig.settle()
+    after = rig.cluster.all(DEPLOYMENT)[0]
+    assert after["spec"]["replicas"] == 3
+    assert after["spec"]["template"] == before["spec"]["template"]
+    sent = {w for w in rig.cluster.writes[count:] if "InferenceService" not in w}
+    assert sent == {f"PATCH Deployment/{before['metadata']['name']}"}
+
+
+async def test_a_new_revision_replaces_the_old_when_it_is_ready(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    old = rig.cluster.all(DEPLOYMENT)[0]["metadata"]["name"]
+    rig.cluster.put(service_manifest(engine={"maxModelLen": 512}))
+    await rig.settle()
+    assert len(rig.cluster.all(DEPLOYMENT)) == 2
+    assert rig.condition(chat, "RolloutComplete").status == "False"
+    assert "still serves" in rig.condition(chat).message
+    rig.cluster.run_deployments()
+    await rig.settle()
+    names = [d["metadata"]["name"] for d in rig.cluster.all(DEPLOYMENT)]
+    assert len(names) == 1
+    assert names != [old]
+    assert rig.condition(chat, "RolloutComplete").status == "True"
+
+
+async def test_another_model_takes_another_claim_and_frees_the_first(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    first = rig.cluster.all(CLAIM)[0]["metadata"]["name"]
+    rig.cluster.put(service_manifest(model={"uri": "hf://org/other"}))
+    await rig.settle()
+    assert len(rig.cluster.all(CLAIM)) == 2, "the old revision serves from the first"
+    await rig.bring_up(chat)
+    claims = [claim["metadata"]["name"] for claim in rig.cluster.all(CLAIM)]
+    assert len(claims) == 1
+    assert claims != [first]
+
+
+async def test_a_claim_is_shared_and_goes_with_the_last(rig: Rig, chat: Key) -> None:
+    other = Key("default", "other")
+    rig.cluster.put(service_manifest())
+    rig.cluster.put(service_manifest("other"))
+    await rig.bring_up(chat)
+    claims = rig.cluster.all(CLAIM)
+    assert len(claims) == 1
+    assert len(claims[0]["metadata"]["ownerReferences"]) == 2
+    assert rig.condition(other).reason == "Ready"
+    rig.cluster.remove(SERVICE_KIND, chat)
+    await rig.settle()
+    assert len(rig.cluster.all(CLAIM)) == 1
+    rig.cluster.remove(SERVICE_KIND, other)
+    await rig.settle()
+    for kind in (CLAIM, JOB, DEPLOYMENT, POD, SERVICE, BUDGET):
+        assert rig.cluster.all(kind) == []
+
+
+async def test_leaving_a_shared_claim_leaves_it_to_the_others(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    rig.cluster.put(service_manifest("other"))
+    await rig.bring_up(chat)
+    rig.cluster.put(service_manifest(model={"uri": "hf://org/next"}))
+    await rig.bring_up(chat)
+    owners = {
+        claim["metadata"]["annotations"]["serving.quire.dev/uri"]: [
+            owner["name"] for owner in claim["metadata"]["ownerReferences"]
+        ]
+        for claim in rig.cluster.all(CLAIM)
+    }
+    assert owners == {"hf://org/model": ["other"], "hf://org/next": ["chat"]}
+
+
+async def test_a_stranger_of_our_name_is_left_alone(rig: Rig, chat: Key) -> None:
+    stranger = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "chat", "namespace": "default"},
+        "spec": {"ports": [{"port": 5432}]},
+    }
+    rig.cluster.put(stranger)
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    ready = rig.condition(chat)
+    assert (ready.status, ready.reason) == ("False", "NameConflict")
+    assert "Service chat exists and is not ours" in ready.message
+    assert rig.cluster.all(SERVICE)[0]["spec"] == stranger["spec"]
+    rig.cluster.remove(SERVICE, chat)
+    await rig.wake(chat)
+    await rig.bring_up(chat)
+    assert rig.condition(chat).reason == "Ready"
+
+
+async def test_what_a_hand_changed_is_set_right(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    service = rig.cluster.all(SERVICE)[0]
+    service["spec"]["ports"][0]["targetPort"] = 9999
+    rig.cluster.put(service)
+    await rig.settle()
+    assert rig.cluster.all(SERVICE)[0]["spec"]["ports"][0]["targetPort"] == 8000
+
+
+async def test_zero_replicas_keep_the_cache_and_say_so(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    rig.cluster.put(service_manifest(replicas=0))
+    await rig.bring_up(chat)
+    assert rig.condition(chat).reason == "ScaledToZero"
+    assert rig.cluster.all(POD) == [] or all("fetch" in str(p) for p in rig.cluster.all(POD))
+    assert len(rig.cluster.all(CLAIM)) == 1
+
+
+@pytest.mark.parametrize(("prefetch", "jobs"), [(False, 0), (True, 1)])
+async def test_at_zero_only_a_prefetch_fetches(
+    rig: Rig, chat: Key, prefetch: bool, jobs: int
+) -> None:
+    rig.cluster.put(service_manifest(replicas=0, cache={"prefetch": prefetch}))
+    await rig.settle()
+    rig.cluster.bind_claims()
+    await rig.settle()
+    assert len(rig.cluster.all(JOB)) == jobs
+
+
+async def test_corrupt_files_are_fetched_anew_and_pods_start_again(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    rig.cluster.now += 60
+    pod = next(p for p in rig.cluster.all(POD) if "fetch" not in p["metadata"]["name"])
+    ended = {"exitCode": 65, "finishedAt": "2023-11-14T22:14:15Z", "message": "model corrupt"}
+    pod["status"] |= {
+        "conditions": [{"type": "Ready", "status": "False"}],
+        "containerStatuses": [
+            {
+                "name": "engine",
+                "restartCount": 1,
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": ended},
+            }
+        ],
+    }
+    rig.cluster.put(pod)
+    await rig.settle()
+    job = rig.cluster.all(JOB)[0]
+    assert job["metadata"]["name"].endswith("-fetch-2")
+    assert "--repair" in job["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert rig.condition(chat).reason == "Fetching"
+    assert "wrong, fetching them anew" in rig.condition(chat).message
+    rig.cluster.now += 20
+    rig.cluster.run_jobs({"commit": "c0ffee", "bytesTotal": 1000})
+    await rig.settle()
+    assert f"DELETE Pod/{pod['metadata']['name']}" in rig.cluster.writes
+    await rig.bring_up(chat)
+    assert rig.condition(chat).reason == "Ready"
+
+
+async def test_a_quota_is_told_and_tried_again(rig: Rig, chat: Key) -> None:
+    words = 'persistentvolumeclaims "x" is forbidden: exceeded quota: storage'
+    rig.cluster.refuse[CLAIM] = QuotaExceeded(403, "POST claims", words)
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    ready = rig.condition(chat)
+    assert (ready.reason, ready.message) == ("QuotaExceeded", words)
+    assert rig.again[chat] is not None
+    rig.cluster.refuse.clear()
+    await rig.wake(chat)
+    await rig.bring_up(chat)
+    assert rig.condition(chat).reason == "Ready"
+
+
+async def test_an_outage_is_the_queues_to_retry(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    rig.cluster.refuse[SERVICE] = Unavailable(503, "PATCH services", "etcd is slow")
+    with pytest.raises(Unavailable):
+        await rig.settle()
+
+
+async def test_a_pod_template_that_cannot_be_merged_is_told(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest(podTemplate={"spec": {"containers": {"a": 1}}}))
+    await rig.settle()
+    assert rig.condition(chat).reason == "InvalidPodTemplate"
+
+
+async def test_a_spec_of_another_time_is_told(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest(replicas="many"))
+    await rig.settle()
+    ready = rig.condition(chat)
+    assert ready.reason == "InvalidSpec"
+    assert "$.replicas" in ready.message
+
+
+async def test_files_on_a_claim_of_the_users_need_no_fetch(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest(model={"uri": "pvc://models/llama/8b"}))
+    await rig.bring_up(chat)
+    assert rig.cluster.all(CLAIM) == []
+    container = rig.cluster.all(DEPLOYMENT)[0]["spec"]["template"]["spec"]["containers"][0]
+    assert container["args"][:2] == ["serve", "/models/llama/8b"]
+    assert rig.condition(chat, "ModelCached").reason == "NotNeeded"
+
+
+async def test_a_claim_of_the_users_is_filled_in_a_folder_of_its_own(rig: Rig, chat: Key) -> None:
+    cache = {"mode": "existing", "existingClaim": "big-disk"}
+    rig.cluster.put(service_manifest(cache=cache))
+    await rig.settle()
+    assert rig.condition(chat).reason == "ClaimUnbound"
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "big-disk", "namespace": "default"},
+        "spec": {},
+        "status": {"phase": "Bound"},
+    }
+    rig.cluster.put(claim)
+    await rig.wake(chat)
+    await rig.bring_up(chat)
+    assert rig.condition(chat).reason == "Ready"
+    assert await rig.wake(chat) == []
+    spec = rig.cluster.all(DEPLOYMENT)[0]["spec"]["template"]["spec"]
+    assert spec["containers"][0]["args"][1].startswith("/models/quire-")
+    rig.cluster.remove(SERVICE_KIND, chat)
+    await rig.settle()
+    assert len(rig.cluster.all(CLAIM)) == 1, "it is the user's"
+
+
+async def test_a_service_on_its_way_out_is_left_to_garbage_collection(rig: Rig, chat: Key) -> None:
+    manifest = service_manifest()
+    manifest["metadata"]["deletionTimestamp"] = "2026-11-21T00:00:00Z"
+    rig.cluster.put(manifest)
+    await rig.settle()
+    assert rig.cluster.writes == []
