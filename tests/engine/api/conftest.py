@@ -63,12 +63,13 @@ class RunningServer:
     core_log: Path
     stderr: Path
     termination_log: Path
+    client: httpx.Client
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=10)
+        return self.client.get(self.url + path)
 
     def post(self, path: str, body: object, **headers: str) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, headers=headers, timeout=30)
+        return self.client.post(self.url + path, json=body, headers=headers)
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one series."""
@@ -121,6 +122,7 @@ def free_port() -> int:
 def launch_server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     """Starts servers; ends those that a test left running."""
     servers: list[RunningServer] = []
+    client = httpx.Client(timeout=30)
 
     def launch(
         *, wait: bool = True, environment: dict[str, str] | None = None, **settings: object
@@ -145,6 +147,7 @@ def launch_server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             folder / "core.log",
             folder / "stderr",
             folder / "end",
+            client,
         )
         servers.append(server)
         if wait:
@@ -156,6 +159,7 @@ def launch_server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         if server.process.poll() is None:
             server.process.kill()
         server.process.wait()
+    client.close()
 
 
 @pytest.fixture(scope="session")

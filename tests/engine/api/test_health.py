@@ -1,0 +1,68 @@
+"""A standstill counts while work is pending, and only then."""
+
+from quire_engine.api.health import LOAD_FACTOR, HealthMonitor, HealthReport
+from quire_engine.progress import Progress
+
+
+def check(
+    monitor: HealthMonitor,
+    counter: int,
+    now: float,
+    *,
+    pending_since: float | None = None,
+    alive: bool = True,
+    loading: bool = False,
+) -> HealthReport:
+    return monitor.check(
+        Progress(counter, 0, 0),
+        now=now,
+        alive=alive,
+        loading=loading,
+        pending_since=pending_since,
+    )
+
+
+def test_an_idle_core_may_stand_still_for_ever() -> None:
+    monitor = HealthMonitor(60, now=0)
+    assert check(monitor, 5, 1).healthy
+    assert check(monitor, 5, 100_000) == HealthReport(True, "Idle")
+
+
+def test_a_core_that_stands_still_with_work_is_hung() -> None:
+    monitor = HealthMonitor(60, now=0)
+    assert check(monitor, 5, 10, pending_since=10).healthy
+    assert check(monitor, 5, 70, pending_since=10).healthy
+    report = check(monitor, 5, 70.1, pending_since=10)
+    assert (report.healthy, report.reason) == (False, "Stalled")
+    assert report.stalled_seconds > 60
+
+
+def test_a_long_prefill_moves_the_counter() -> None:
+    monitor = HealthMonitor(60, now=0)
+    for now in range(10, 3600, 10):
+        assert check(monitor, now, now, pending_since=10).healthy
+
+
+def test_idle_time_before_a_request_does_not_count() -> None:
+    monitor = HealthMonitor(60, now=0)
+    check(monitor, 5, 0)
+    assert check(monitor, 5, 3600, pending_since=3599).healthy
+
+
+def test_it_recovers_when_the_core_moves_again() -> None:
+    monitor = HealthMonitor(60, now=0)
+    check(monitor, 5, 0, pending_since=0)
+    assert not check(monitor, 5, 100, pending_since=0).healthy
+    assert check(monitor, 6, 101, pending_since=0).healthy
+
+
+def test_loading_is_given_longer_and_not_for_ever() -> None:
+    monitor = HealthMonitor(60, now=0)
+    assert check(monitor, 0, 0, loading=True).healthy
+    assert check(monitor, 0, 60 * LOAD_FACTOR, loading=True).healthy
+    assert not check(monitor, 0, 61 * LOAD_FACTOR, loading=True).healthy
+    assert check(monitor, 1, 62 * LOAD_FACTOR, loading=True).healthy
+
+
+def test_a_dead_core_is_not_healthy() -> None:
+    assert check(HealthMonitor(60, now=0), 1, 1, alive=False) == HealthReport(False, "CoreDied")
