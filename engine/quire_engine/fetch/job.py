@@ -1,4 +1,7 @@
-"""`quire-engine fetch`: list → clear the old → download → verify → install. Read `_fetch` first."""
+"""`quire-engine fetch`: list → clear the old → download → verify → install.
+
+Read `_fetch_locked` first.
+"""
 
 import asyncio
 import errno
@@ -37,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 LISTING_ATTEMPTS = 5
 LOG_SECONDS = 5.0
+LOCK_SECONDS = 0.5  # between looks at a volume that another fetch holds
 SMALL_BYTES = 1024**2  # files that are fetched, and looked at, before the others
 INTERRUPTED = 128 + signal.SIGTERM
 
@@ -110,6 +114,24 @@ async def _supervised(options: FetchOptions, progress: Progress) -> Manifest:
 
 async def _fetch(options: FetchOptions, progress: Progress) -> Manifest:
     this = _Run(options, parse_uri(options.uri), Store(options.directory), progress)
+    lock = await _locked(this)
+    try:
+        return await _fetch_locked(this)
+    finally:
+        os.close(lock)
+
+
+async def _locked(this: _Run) -> int:
+    """Wait for another fetch on this volume to end; then this one finds its work done."""
+    while (lock := this.store.try_lock()) is None:
+        this.progress.note = "waiting for another fetch on this volume"
+        await asyncio.sleep(LOCK_SECONDS)
+    this.progress.note = ""
+    return lock
+
+
+async def _fetch_locked(this: _Run) -> Manifest:
+    options, progress = this.options, this.progress
     this.store.recover()
     current = _current(this)
     if options.verify and not options.repair and current is not None:

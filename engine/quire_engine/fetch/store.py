@@ -10,6 +10,7 @@
 A kill between any two steps leaves either the old model or one that `recover` completes.
 """
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -49,6 +50,23 @@ class Store:
         self._staging = root / ".staging"
         self._next = root / ".staging" / "next"
         self._previous = root / ".staging" / "previous"
+
+    def try_lock(self) -> int | None:
+        """A descriptor that locks the volume while it is open; None while another fetch has it.
+
+        The operator's Lease is the real guard: flock means nothing on some shared file systems.
+        This one costs nothing and keeps the pods of two attempts on one node apart.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            logger.warning("this volume has no locks, going on without error=%s", error)
+        return descriptor
 
     # ---- what is there --------------------------------------------------------------------------
 

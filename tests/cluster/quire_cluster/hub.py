@@ -50,6 +50,8 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Names added to every listing, as a hostile hub might."""
     redirect: bool = False
     """Answer a file of LFS with a redirect to a signed address, as the hub does."""
+    redirect_to: str = ""
+    """Address that such a redirect leads to; empty: this one."""
     bytes_per_second: int | None = None
     """Rate of all connections together."""
 
@@ -83,6 +85,7 @@ class LogEntry(msgspec.Struct, frozen=True):
     bytes: int  # of the body, handed to the socket
     start: int | None = None
     end: int | None = None
+    authorized: bool = False  # whether a token came with it
 
 
 class HubError(Exception):
@@ -156,7 +159,16 @@ class Mirror:
     ) -> None:
         start, end = (span.start, span.stop - 1) if span is not None else (None, None)
         self.log.append(
-            LogEntry(time.time(), request.method, request.path, status, size, start, end)
+            LogEntry(
+                time.time(),
+                request.method,
+                request.path,
+                status,
+                size,
+                start,
+                end,
+                "Authorization" in request.headers,
+            )
         )
 
     # ---- who may see what -----------------------------------------------------------------------
@@ -244,7 +256,7 @@ class Mirror:
             return error.response()
         if self.faults.redirect and file.is_lfs:
             headers = _file_headers(file, commit) | {
-                "Location": f"/_signed/{repo}/{commit.id}/{file.path}?signature=secret"
+                "Location": f"{self.faults.redirect_to}/_signed/{repo}/{commit.id}/{file.path}?signature=secret"
             }
             self._record(request, 302, 0)
             return web.Response(status=302, headers=headers)

@@ -1,6 +1,7 @@
 """Whole runs of the fetch against the mirror: what is on the volume, and what was sent for it."""
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -168,6 +169,26 @@ def test_sigterm_ends_it_and_keeps_what_came(fetch, mirror, served: Served) -> N
     assert fetch.installed == served(REPO)
 
 
+def test_two_fetches_on_one_volume_take_turns(fetch, mirror, served: Served) -> None:
+    total = sum(len(content) for content in served(REPO).values())
+    mirror.faults(Faults(bytes_per_second=2 * total))
+    child = start_in_a_process(fetch, connections=2)
+    wait_until(lambda: staged_bytes(fetch.volume) > 0)
+    assert fetch() == 0
+    assert child.wait(10) == 0
+    assert fetch.message["bytesFetched"] == 0
+    assert sent(mirror) == total
+    assert fetch.installed == served(REPO)
+
+
+def test_a_volume_without_locks_is_served_all_the_same(fetch, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert fetch() == 0
+
+
 def test_cut_connections_resume_where_they_were_cut(fetch, mirror, served: Served) -> None:
     mirror.faults(Faults(cut_after_bytes=100_000))
     assert fetch() == 0
@@ -293,6 +314,16 @@ def test_the_right_token_opens_and_is_written_nowhere(fetch, mirror, capfd) -> N
     written = [path.read_bytes() for path in fetch.volume.rglob("*") if path.is_file()]
     written += [fetch.termination.read_bytes(), capfd.readouterr().err.encode()]
     assert not any(b"right-token" in content for content in written)
+
+
+def test_the_token_is_not_carried_to_another_host(fetch, mirror, served: Served) -> None:
+    elsewhere = mirror.url.replace("127.0.0.1", "localhost")
+    mirror.faults(Faults(tokens={REPO: "right-token"}, redirect=True, redirect_to=elsewhere))
+    assert fetch(source={"token": "right-token"}) == 0
+    assert fetch.installed == served(REPO)
+    by_token = {entry.authorized: entry.path for entry in mirror.downloads(".safetensors")}
+    assert set(by_token) == {False}
+    assert by_token[False].startswith("/_signed/")
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/model", "org/model", "hf://model", "hf://a/b/c.bin"])
