@@ -38,12 +38,17 @@ __all__ = [
 ]
 
 
+def _serving(tensor: torch.Tensor) -> Backend:
+    # is_cpu costs a tenth of device.type, and a step makes hundreds of calls
+    return backend("cpu") if tensor.is_cpu else backend(tensor.device.type)
+
+
 def pack_linear(weight: torch.Tensor) -> PackedLinear:
     """Pack a weight [N, K] for `linear`.
 
     On a CPU bf16 and fp16 keep their bits; fp32 becomes bf16 where that loses nothing, else stays.
     """
-    return backend(weight.device.type).pack_linear(weight)
+    return _serving(weight).pack_linear(weight)
 
 
 def linear(
@@ -53,26 +58,26 @@ def linear(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x [T, K] times the weight [N, K] transposed, plus bias [N], as [T, N]."""
-    return backend(x.device.type).linear(x, weight, bias, out)
+    return _serving(x).linear(x, weight, bias, out)
 
 
 def embedding(ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
     """Rows `ids` [T] int64 of a packed weight [N, K], as [T, K]: tied embeddings need no copy."""
-    return backend(ids.device.type).embedding(ids, weight)
+    return _serving(ids).embedding(ids, weight)
 
 
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x [T, H] / sqrt(mean(x²) + eps) * weight [H]. Per-head norms pass [T * heads, D]."""
-    return backend(x.device.type).rms_norm(x, weight, eps, out)
+    return _serving(x).rms_norm(x, weight, eps, out)
 
 
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(rms_norm(x + residual), x + residual), all [T, H]."""
-    return backend(x.device.type).add_rms_norm(x, residual, weight, eps)
+    return _serving(x).add_rms_norm(x, residual, weight, eps)
 
 
 def rope(
@@ -83,12 +88,12 @@ def rope(
     positions [T] int64 choose rows of cos_sin [P, D] float32: cosines in [:, :D/2], sines in
     [:, D/2:]. The token stride of query and key is free (views into one fused QKV buffer).
     """
-    backend(query.device.type).rope(query, key, positions, cos_sin)
+    _serving(query).rope(query, key, positions, cos_sin)
 
 
 def silu_mul(gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """silu(gate) * up as [T, I] for gate_up [T, 2*I] = gate | up."""
-    return backend(gate_up.device.type).silu_mul(gate_up, out)
+    return _serving(gate_up).silu_mul(gate_up, out)
 
 
 def write_kv(
@@ -103,7 +108,7 @@ def write_kv(
     slot_mapping [T] int64 holds block_id * block_size + offset; -1 skips its row. Slots are
     distinct. The token stride of key and value is free.
     """
-    backend(key.device.type).write_kv(key, value, key_cache, value_cache, slot_mapping)
+    _serving(key).write_kv(key, value, key_cache, value_cache, slot_mapping)
 
 
 def paged_attention(
@@ -124,14 +129,14 @@ def paged_attention(
     [num_blocks, block_size, Hkv, D]. Hq is a multiple of Hkv. With C++ kernels a row's result is
     bitwise the same in any batch and any chunking.
     """
-    return backend(query.device.type).paged_attention(
+    return _serving(query).paged_attention(
         query, key_cache, value_cache, query_start_loc, seq_lens, block_tables, scale, out
     )
 
 
 def argmax(x: torch.Tensor) -> torch.Tensor:
     """Index [T] int64 of each row's largest value of x [T, N], the lowest among equals."""
-    return backend(x.device.type).argmax(x)
+    return _serving(x).argmax(x)
 
 
 def isa() -> str:

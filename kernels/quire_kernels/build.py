@@ -39,10 +39,6 @@ class Variant:
     def library(self) -> str:
         return f"quire_{self.name}.so"
 
-    @property
-    def defines(self) -> tuple[str, ...]:
-        return (f"-DQUIRE_VARIANT_{self.name.upper()}",)
-
 
 VARIANTS = (
     Variant("avx2", ("-mavx2", "-mfma", "-mf16c")),
@@ -129,7 +125,8 @@ def build(folder: Path = LIBRARY_FOLDER, *, force: bool = False) -> list[Path]:
 
 
 def _compile(compiler: str, variant: Variant, staging: str) -> list[list[str]]:
-    common = [compiler, *FLAGS, *variant.defines, f"-I{PACKAGE}", "-c"]
+    defines = [f"-DQUIRE_VARIANT_{variant.name.upper()}", f'-DQUIRE_SOURCES="{sources_digest()}"']
+    common = [compiler, *FLAGS, *defines, f"-I{PACKAGE}", "-c"]
     kernels = [*variant.flags, str(PACKAGE / "csrc/variant.cpp")]
     # for the baseline: the question whether the variant may run must itself run anywhere
     supported = [str(PACKAGE / "csrc/supported.cpp")]

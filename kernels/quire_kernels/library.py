@@ -3,49 +3,49 @@
 import ctypes
 import functools
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
 from quire_kernels.errors import KernelSettingError
 from quire_kernels.progress import progress_counter
 
-_Type: TypeAlias = (
-    type[ctypes.c_void_p] | type[ctypes.c_int64] | type[ctypes.c_int32] | type[ctypes.c_float]
-)
-_TYPES: dict[str, _Type] = {
-    "p": ctypes.c_void_p,
-    "q": ctypes.c_int64,
-    "i": ctypes.c_int32,
-    "f": ctypes.c_float,
-}
-# function: result and arguments in these letters, as csrc/variant.cpp declares them; "-" is void
-_SIGNATURES = {
-    "quire_set_num_threads": "- i",
-    "quire_set_progress": "- p",
-    "quire_pack": "- piqqp",
-    "quire_linear": "- pqqpiqqppq",
-    "quire_embedding": "q pqpiqqp",
-    "quire_rms_norm": "- pqppfqqpp",
-    "quire_rope": "q pqqpqqqqppq",
-    "quire_silu_mul": "- pqqp",
-    "quire_write_kv": "q pqpqqqppqp",
-    "quire_paged_attention": "q pqppqqqqqpppqqqqfp",
-    "quire_argmax": "- pqqqp",
-}
+# Functions of csrc/variant.cpp that take a pointer to their packed arguments, by what they return.
+_ACTIONS = ("quire_pack", "quire_linear", "quire_rms_norm", "quire_silu_mul", "quire_argmax")
+_CHECKED = ("quire_embedding", "quire_rope", "quire_write_kv", "quire_paged_attention")
 
 
 @functools.cache
 def available_isas() -> tuple[str, ...]:
-    """Instruction sets with a compiled variant that this processor runs, widest first."""
-    from quire_kernels.build import LIBRARY_FOLDER, VARIANTS  # late, for `python -m` to run it
+    """Instruction sets with a compiled variant that this processor runs, widest first.
+
+    Raises:
+        KernelSettingError: a variant was compiled from other sources.
+    """
+    from quire_kernels.build import (
+        LIBRARY_FOLDER,
+        VARIANTS,
+        sources_digest,
+    )  # late, for `python -m` to run it
 
     names = []
     for variant in reversed(VARIANTS):
         path = LIBRARY_FOLDER / variant.library
-        if path.is_file() and _open(path).quire_supported():
+        if path.is_file() and _open_current(path, sources_digest()).quire_supported():
             names.append(variant.name)
     return tuple(names)
+
+
+def _open_current(path: Path, digest: str) -> ctypes.CDLL:
+    """The library at `path`, refused if it was compiled from other sources than these: calls would
+    not fit."""
+    library = _open(path)
+    library.quire_sources.restype = ctypes.c_char_p
+    if library.quire_sources() != digest.encode():
+        raise KernelSettingError(
+            f"{path} must be compiled from the sources beside it, and they have changed since; "
+            "run python -m quire_kernels.build"
+        )
+    return library
 
 
 @functools.cache
@@ -64,11 +64,12 @@ def load_library(isa: str) -> ctypes.CDLL:
     from quire_kernels.build import LIBRARY_FOLDER
 
     library = _open(LIBRARY_FOLDER / f"quire_{isa}.so")
-    for name, signature in _SIGNATURES.items():
-        result, arguments = signature.split()
+    for name in (*_ACTIONS, *_CHECKED):
         function = getattr(library, name)
-        function.restype = _TYPES.get(result)
-        function.argtypes = [_TYPES[letter] for letter in arguments]
+        function.restype = ctypes.c_int64 if name in _CHECKED else None
+        function.argtypes = [ctypes.c_char_p]
+    library.quire_set_progress.argtypes = [ctypes.c_void_p]
+    library.quire_set_progress.restype = library.quire_set_num_threads.restype = None
     library.quire_set_num_threads(torch.get_num_threads())
     progress_counter.follow(library.quire_set_progress)
     return library

@@ -1,6 +1,7 @@
 // The C interface of one instruction set's variant: this file compiled with that set's flags is the whole variant.
 //
-// Pointers and sizes only. Sizes are in elements. Functions that can meet bad indices return which, see each.
+// A call passes one pointer to its arguments, each of 8 bytes, in the order below: Python packs them with one
+// struct.pack, a third of the cost of ten ctypes arguments. Sizes are in elements.
 
 #include "ops/argmax/kernel.h"
 #include "ops/linear/kernel.h"
@@ -16,79 +17,137 @@ QUIRE_API void quire_set_num_threads(int32_t num_threads) { quire::state().num_t
 
 QUIRE_API void quire_set_progress(int64_t* cell) { quire::state().progress = cell; }
 
-QUIRE_API void quire_pack(const void* weight, int32_t format, int64_t num_columns, int64_t depth, void* panels) {
-  quire::with_format(static_cast<quire::WeightFormat>(format), [&](auto traits) {
+struct PackCall {
+  const void* weight;  // [N, K]
+  int64_t format, num_columns, depth;
+  void* panels;
+};
+
+QUIRE_API void quire_pack(const PackCall* call) {
+  quire::with_format(static_cast<quire::WeightFormat>(call->format), [&](auto traits) {
     using Stored = typename decltype(traits)::Stored;
-    quire::pack<decltype(traits)>(static_cast<const Stored*>(weight), num_columns, depth, static_cast<Stored*>(panels));
+    quire::pack<decltype(traits)>(static_cast<const Stored*>(call->weight), call->num_columns, call->depth,
+                                  static_cast<Stored*>(call->panels));
   });
 }
 
-QUIRE_API void quire_linear(const float* x, int64_t ldx, int64_t num_rows, const void* panels, int32_t format,
-                            int64_t num_columns, int64_t depth, const float* bias, float* out, int64_t ldo) {
+struct LinearCall {
+  const float* x;  // [T, K], rows ldx apart
+  int64_t ldx, num_rows;
+  const void* panels;
+  int64_t format, num_columns, depth;
+  const float* bias;  // [N] or null
+  float* out;         // [T, N], rows ldo apart
+  int64_t ldo;
+};
+
+QUIRE_API void quire_linear(const LinearCall* call) {
   quire::bump_progress();
-  quire::with_format(static_cast<quire::WeightFormat>(format), [&](auto traits) {
+  quire::with_format(static_cast<quire::WeightFormat>(call->format), [&](auto traits) {
     using Panels = decltype(traits);
-    const auto* data = static_cast<const typename Panels::Stored*>(panels);
-    quire::Linear<Panels>{x, ldx, num_rows, data, num_columns, depth, bias, out, ldo}.run();
+    const auto* panels = static_cast<const typename Panels::Stored*>(call->panels);
+    quire::Linear<Panels>{call->x,     call->ldx,  call->num_rows, panels,   call->num_columns,
+                          call->depth, call->bias, call->out,      call->ldo}
+        .run();
   });
 }
+
+struct EmbeddingCall {
+  const int64_t* ids;  // [T]
+  int64_t num_ids;
+  const void* panels;
+  int64_t format, num_columns, depth;
+  float* out;  // [T, K]
+};
 
 // The first t whose id is no row, or -1.
-QUIRE_API int64_t quire_embedding(const int64_t* ids, int64_t num_ids, const void* panels, int32_t format,
-                                  int64_t num_columns, int64_t depth, float* out) {
+QUIRE_API int64_t quire_embedding(const EmbeddingCall* call) {
   quire::bump_progress();
   int64_t bad = -1;
-  quire::with_format(static_cast<quire::WeightFormat>(format), [&](auto traits) {
+  quire::with_format(static_cast<quire::WeightFormat>(call->format), [&](auto traits) {
     using Stored = typename decltype(traits)::Stored;
-    bad = quire::embedding<decltype(traits)>(ids, num_ids, static_cast<const Stored*>(panels), num_columns, depth, out);
+    bad = quire::embedding<decltype(traits)>(call->ids, call->num_ids, static_cast<const Stored*>(call->panels),
+                                             call->num_columns, call->depth, call->out);
   });
   return bad;
 }
 
-// residual and total are null, or both given.
-QUIRE_API void quire_rms_norm(const float* x, int64_t ldx, const float* residual, const float* weight, float eps,
-                              int64_t num_rows, int64_t width, float* total, float* out) {
+struct RmsNormCall {
+  const float* x;  // [T, H], rows ldx apart
+  int64_t ldx;
+  const float* residual;  // [T, H], or null and then no total
+  const float* weight;    // [H]
+  double eps;
+  int64_t num_rows, width;
+  float* total;  // [T, H]
+  float* out;    // [T, H]
+};
+
+QUIRE_API void quire_rms_norm(const RmsNormCall* call) {
   quire::bump_progress();
-  quire::rms_norm(x, ldx, residual, weight, eps, num_rows, width, total, out);
+  quire::rms_norm(call->x, call->ldx, call->residual, call->weight, static_cast<float>(call->eps), call->num_rows,
+                  call->width, call->total, call->out);
 }
+
+struct RopeCall {
+  float* query;
+  int64_t query_stride, num_heads;
+  float* key;
+  int64_t key_stride, num_kv_heads, num_tokens, head_dim;
+  const int64_t* positions;  // [T]
+  const float* cos_sin;      // [P, D]
+  int64_t num_positions;
+};
 
 // The first token whose position is no row of cos_sin, or -1.
-QUIRE_API int64_t quire_rope(float* query, int64_t query_stride, int64_t num_heads, float* key, int64_t key_stride,
-                             int64_t num_kv_heads, int64_t num_tokens, int64_t head_dim, const int64_t* positions,
-                             const float* cos_sin, int64_t num_positions) {
+QUIRE_API int64_t quire_rope(const RopeCall* call) {
   quire::bump_progress();
-  return quire::rope({query, query_stride, num_heads}, {key, key_stride, num_kv_heads}, num_tokens, head_dim, positions,
-                     cos_sin, num_positions);
+  return quire::rope({call->query, call->query_stride, call->num_heads},
+                     {call->key, call->key_stride, call->num_kv_heads}, call->num_tokens, call->head_dim,
+                     call->positions, call->cos_sin, call->num_positions);
 }
 
-QUIRE_API void quire_silu_mul(const float* gate_up, int64_t num_rows, int64_t width, float* out) {
+struct SiluMulCall {
+  const float* gate_up;  // [T, 2*I]
+  int64_t num_rows, width;
+  float* out;  // [T, I]
+};
+
+QUIRE_API void quire_silu_mul(const SiluMulCall* call) {
   quire::bump_progress();
-  quire::silu_mul(gate_up, num_rows, width, out);
+  quire::silu_mul(call->gate_up, call->num_rows, call->width, call->out);
 }
+
+struct WriteKvCall {
+  const float* key;
+  int64_t key_stride;
+  const float* value;
+  int64_t value_stride, num_tokens, row_size;
+  float *key_cache, *value_cache;
+  int64_t num_slots;
+  const int64_t* slots;  // [T]
+};
 
 // The first token whose slot is out of range, or -1.
-QUIRE_API int64_t quire_write_kv(const float* key, int64_t key_stride, const float* value, int64_t value_stride,
-                                 int64_t num_tokens, int64_t row_size, float* key_cache, float* value_cache,
-                                 int64_t num_slots, const int64_t* slots) {
+QUIRE_API int64_t quire_write_kv(const WriteKvCall* call) {
   quire::bump_progress();
-  return quire::write_kv({key, key_stride}, {value, value_stride}, num_tokens, row_size, key_cache, value_cache,
-                         num_slots, slots);
+  return quire::write_kv({call->key, call->key_stride}, {call->value, call->value_stride}, call->num_tokens,
+                         call->row_size, call->key_cache, call->value_cache, call->num_slots, call->slots);
 }
 
 // 0, or fault + 4 * sequence: see AttentionFault.
-QUIRE_API int64_t quire_paged_attention(const float* query, int64_t query_stride, const float* key_cache,
-                                        const float* value_cache, int64_t num_blocks, int64_t block_size,
-                                        int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
-                                        const int32_t* query_start_loc, const int32_t* seq_lens,
-                                        const int32_t* block_tables, int64_t table_stride, int64_t max_blocks,
-                                        int64_t num_seqs, int64_t num_tokens, float scale, float* out) {
+QUIRE_API int64_t quire_paged_attention(const quire::AttentionArgs* args) {
   quire::bump_progress();
-  return quire::paged_attention({query, query_stride, key_cache, value_cache, num_blocks, block_size, num_heads,
-                                 num_kv_heads, head_dim, query_start_loc, seq_lens, block_tables, table_stride,
-                                 max_blocks, num_seqs, num_tokens, scale, out});
+  return quire::paged_attention(*args);
 }
 
-QUIRE_API void quire_argmax(const float* x, int64_t ldx, int64_t num_rows, int64_t width, int64_t* out) {
+struct ArgmaxCall {
+  const float* x;  // [T, N], rows ldx apart
+  int64_t ldx, num_rows, width;
+  int64_t* out;  // [T]
+};
+
+QUIRE_API void quire_argmax(const ArgmaxCall* call) {
   quire::bump_progress();
-  quire::argmax(x, ldx, num_rows, width, out);
+  quire::argmax(call->x, call->ldx, call->num_rows, call->width, call->out);
 }

@@ -1,6 +1,7 @@
 """`linear` in C++: panels packed once, then one call."""
 
 import ctypes
+import struct
 
 import torch
 
@@ -11,6 +12,10 @@ from quire_kernels.ops.linear.packed import PackedLinear, WeightFormat
 # WeightFormat in kernel.h
 _CODES: dict[WeightFormat, int] = {"panels-bf16": 0, "panels-fp16": 1, "panels-fp32": 2}
 _LANES = 16
+# the calls' arguments as csrc/variant.cpp lays them out
+_PACK = struct.Struct("5q").pack
+_LINEAR = struct.Struct("10q").pack
+_EMBEDDING = struct.Struct("7q").pack
 
 
 class CppLinear:
@@ -31,7 +36,7 @@ class CppLinear:
         dtype = torch.float32 if panel_format == "panels-fp32" else torch.int16
         panels = torch.empty((num_panels, depth, _LANES), dtype=dtype)
         code = _CODES[panel_format]
-        self._pack(source.data_ptr(), code, num_columns, depth, panels.data_ptr())
+        self._pack(_PACK(source.data_ptr(), code, num_columns, depth, panels.data_ptr()))
         return PackedLinear((num_columns, depth), panel_format, panels, panels.data_ptr(), code)
 
     def linear(
@@ -43,25 +48,33 @@ class CppLinear:
     ) -> torch.Tensor:
         """See quire_kernels.linear."""
         num_columns, depth = weight.shape
-        if x.dim() != 2 or x.shape[1] != depth or x.dtype is not torch.float32 or x.stride(1) != 1:
+        shape, strides = x.shape, x.stride()
+        if (
+            len(shape) != 2
+            or shape[1] != depth
+            or x.dtype is not torch.float32
+            or (strides[1] != 1 and depth > 1)
+        ):
             raise bad_input(
                 f"x must be float32 [T, {depth}] with unit stride for a weight {weight.shape}", x=x
             )
-        num_rows = x.shape[0]
+        num_rows = shape[0]
         if out is None:
-            out = torch.empty((num_rows, num_columns), dtype=torch.float32)
+            out = torch.empty(num_rows, num_columns, dtype=torch.float32)
         elif out.shape != (num_rows, num_columns) or not _is_plain(out):
             raise bad_input(
                 f"out must be a contiguous float32 [{num_rows}, {num_columns}]", out=out
             )
-        bias_address = None
+        bias_address = 0
         if bias is not None:
             if bias.shape != (num_columns,) or not _is_plain(bias):
                 raise bad_input(f"bias must be a contiguous float32 [{num_columns}]", bias=bias)
             bias_address = bias.data_ptr()
         self._linear(
-            *(x.data_ptr(), x.stride(0), num_rows, weight.address, weight.code),
-            *(num_columns, depth, bias_address, out.data_ptr(), num_columns),
+            _LINEAR(
+                *(x.data_ptr(), strides[0], num_rows, weight.address, weight.code),
+                *(num_columns, depth, bias_address, out.data_ptr(), num_columns),
+            )
         )
         return out
 
@@ -70,10 +83,12 @@ class CppLinear:
         if ids.dim() != 1 or ids.dtype is not torch.int64 or not ids.is_contiguous():
             raise bad_input("ids must be a contiguous int64 [T]", ids=ids)
         num_columns, depth = weight.shape
-        out = torch.empty((ids.shape[0], depth), dtype=torch.float32)
+        out = torch.empty(ids.shape[0], depth, dtype=torch.float32)
         bad = self._embedding(
-            *(ids.data_ptr(), ids.shape[0], weight.address, weight.code),
-            *(num_columns, depth, out.data_ptr()),
+            _EMBEDDING(
+                *(ids.data_ptr(), ids.shape[0], weight.address, weight.code),
+                *(num_columns, depth, out.data_ptr()),
+            )
         )
         if bad >= 0:
             raise KernelInputError(

@@ -1,11 +1,15 @@
 """`paged_attention` in C++."""
 
 import ctypes
+import struct
 
 import torch
 
 from quire_kernels.checks import bad_input
 from quire_kernels.errors import KernelInputError
+
+# AttentionArgs in kernel.h
+_CALL = struct.Struct("16qdq").pack
 
 # AttentionFault in kernel.h
 _FAULTS = {
@@ -50,15 +54,17 @@ class CppPagedAttention:
         num_seqs = seq_lens.shape[0]
         _check_metadata(query_start_loc, seq_lens, block_tables)
         if out is None:
-            out = torch.empty((num_tokens, num_heads, dim), dtype=torch.float32)
+            out = torch.empty(num_tokens, num_heads, dim, dtype=torch.float32)
         elif out.shape != query.shape or out.dtype is not torch.float32 or not out.is_contiguous():
             raise bad_input("out must be a contiguous float32 of query's shape", out=out)
         fault = self._attention(
-            *(query.data_ptr(), query_stride[0], key_cache.data_ptr(), value_cache.data_ptr()),
-            *(num_blocks, block_size, num_heads, num_kv_heads, dim),
-            *(query_start_loc.data_ptr(), seq_lens.data_ptr(), block_tables.data_ptr()),
-            *(block_tables.stride(0), block_tables.shape[1], num_seqs, num_tokens),
-            *(scale, out.data_ptr()),
+            _CALL(
+                *(query.data_ptr(), query_stride[0], key_cache.data_ptr(), value_cache.data_ptr()),
+                *(num_blocks, block_size, num_heads, num_kv_heads, dim),
+                *(query_start_loc.data_ptr(), seq_lens.data_ptr(), block_tables.data_ptr()),
+                *(block_tables.stride()[0], block_tables.shape[1], num_seqs, num_tokens),
+                *(scale, out.data_ptr()),
+            )
         )
         if fault:
             raise _metadata_error(fault, query_start_loc, seq_lens, block_tables)
@@ -94,7 +100,7 @@ def _check_metadata(
         or block_tables.shape[0] != num_seqs
         or not query_start_loc.is_contiguous()
         or not seq_lens.is_contiguous()
-        or (block_tables.shape[1] > 1 and block_tables.stride(1) != 1)
+        or (block_tables.shape[1] > 1 and block_tables.stride()[1] != 1)
     ):
         raise bad_input(
             "query_start_loc [B+1], seq_lens [B] and block_tables [B, max_blocks] must be int32",

@@ -16,6 +16,7 @@
 
 namespace quire {
 
+// Every member takes 8 bytes: csrc/variant.cpp says why.
 struct AttentionArgs {
   const float* query;  // [T, Hq, D], tokens query_stride floats apart
   int64_t query_stride;
@@ -28,9 +29,10 @@ struct AttentionArgs {
   const int32_t* block_tables;     // [B, max_blocks], rows table_stride apart
   int64_t table_stride, max_blocks;
   int64_t num_seqs, num_tokens;
-  float scale;
+  double scale;
   float* out;  // [T, Hq, D]
 };
+static_assert(sizeof(AttentionArgs) == 18 * 8);
 
 // What may be wrong with the metadata; the sequence concerned goes with it.
 enum class AttentionFault : int64_t { kNone = 0, kQueryStart = 1, kSeqLen = 2, kBlock = 3 };
@@ -103,10 +105,11 @@ class AttentionTask {
   int64_t visible(int64_t row) const { return position_ + row / group_ + 1; }
 
   void begin() {
+    const float scale = static_cast<float>(args_.scale);
     for (int64_t row = 0; row < num_rows_; ++row) {
       const int64_t head = kv_head_ * group_ + row % group_;
       const float* source = args_.query + (token_ + row / group_) * args_.query_stride + head * dim_;
-      for (int64_t d = 0; d < dim_; ++d) query_[row * dim_ + d] = source[d] * args_.scale;
+      for (int64_t d = 0; d < dim_; ++d) query_[row * dim_ + d] = source[d] * scale;
       peaks_[row] = -std::numeric_limits<float>::infinity();
       totals_[row] = 0.0f;
     }
@@ -274,16 +277,15 @@ class AttentionTask {
       for (int v = 0; v < VECTORS; ++v) acc[r][v] = mul(load(place + r * padded_ + v * kLanes), rescale);
     }
     const float* weights = weights_ + row * kKeyBlock;
-    multiply_add<ROWS, VECTORS>(acc, weights, kKeyBlock, 0, counts[0], [&](int64_t i, int v) {
-      return load(values_[i] + (vector + v) * kLanes);
-    });
+    multiply_add<ROWS, VECTORS>(acc, weights, kKeyBlock, 0, counts[0],
+                                [&](int64_t i, int v) { return load(values_[i] + (vector + v) * kLanes); });
     for (int r = 0; r < ROWS; ++r) {
       for (int v = 0; v < VECTORS; ++v) store(place + r * padded_ + v * kLanes, acc[r][v]);
     }
   }
 
-  // The last few keys are seen by a tile's later rows only, and the earlier ones must not even add a zero: each row goes
-  // on alone from where the tile stopped.
+  // The last few keys are seen by a tile's later rows only, and the earlier ones must not even add a zero: each row
+  // goes on alone from where the tile stopped.
   void gather_rest(int64_t row, int64_t begin, int64_t end) {
     for (int64_t d = 0; d < padded_; d += kLanes) {
       float* place = sums_ + row * padded_ + d;

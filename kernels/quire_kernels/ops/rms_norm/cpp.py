@@ -1,10 +1,14 @@
 """`rms_norm` and `add_rms_norm` in C++."""
 
 import ctypes
+import struct
 
 import torch
 
 from quire_kernels.checks import bad_input
+
+# the call's arguments as csrc/variant.cpp lays them out
+_CALL = struct.Struct("4qd4q").pack
 
 
 class CppRmsNorm:
@@ -20,12 +24,14 @@ class CppRmsNorm:
         self._check(x, weight)
         num_rows, width = x.shape
         if out is None:
-            out = torch.empty((num_rows, width), dtype=torch.float32)
+            out = torch.empty(num_rows, width, dtype=torch.float32)
         elif out.shape != x.shape or out.dtype is not torch.float32 or not out.is_contiguous():
             raise bad_input("out must be a contiguous float32 of x's shape", out=out, x=x)
         self._norm(
-            *(x.data_ptr(), x.stride(0), None, weight.data_ptr(), eps),
-            *(num_rows, width, None, out.data_ptr()),
+            _CALL(
+                *(x.data_ptr(), x.stride()[0], 0, weight.data_ptr(), eps),
+                *(num_rows, width, 0, out.data_ptr()),
+            )
         )
         return out
 
@@ -43,11 +49,12 @@ class CppRmsNorm:
                 "residual must be a contiguous float32 of x's shape", residual=residual, x=x
             )
         num_rows, width = x.shape
-        both = torch.empty((2, num_rows, width), dtype=torch.float32)
-        out, total = both.unbind(0)
+        out, total = torch.empty_like(residual), torch.empty_like(residual)
         self._norm(
-            *(x.data_ptr(), x.stride(0), residual.data_ptr(), weight.data_ptr(), eps),
-            *(num_rows, width, total.data_ptr(), out.data_ptr()),
+            _CALL(
+                *(x.data_ptr(), x.stride()[0], residual.data_ptr(), weight.data_ptr(), eps),
+                *(num_rows, width, total.data_ptr(), out.data_ptr()),
+            )
         )
         return out, total
 
@@ -58,7 +65,7 @@ class CppRmsNorm:
             or x.dtype is not torch.float32
             or weight.dtype is not torch.float32
             or weight.shape != x.shape[1:]
-            or x.stride(1) != 1
+            or x.stride()[1] != 1
             or not weight.is_contiguous()
         ):
             raise bad_input("x must be float32 [T, H] with weight float32 [H]", x=x, weight=weight)

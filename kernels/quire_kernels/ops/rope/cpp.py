@@ -1,11 +1,15 @@
 """`rope` in C++."""
 
 import ctypes
+import struct
 
 import torch
 
 from quire_kernels.checks import bad_input
 from quire_kernels.errors import KernelInputError
+
+# the call's arguments as csrc/variant.cpp lays them out
+_CALL = struct.Struct("11q").pack
 
 
 class CppRope:
@@ -22,15 +26,15 @@ class CppRope:
         cos_sin: torch.Tensor,
     ) -> None:
         """See quire_kernels.rope."""
-        num_tokens, num_heads, dim = query.shape
+        (num_tokens, num_heads, dim), key_shape = query.shape, key.shape
         query_stride, key_stride = query.stride(), key.stride()
         if (
             query.dtype is not torch.float32
             or key.dtype is not torch.float32
             or query_stride[1:] != (dim, 1)
             or key_stride[1:] != (dim, 1)
-            or key.shape[0] != num_tokens
-            or key.shape[2] != dim
+            or key_shape[0] != num_tokens
+            or key_shape[2] != dim
             or dim % 2
         ):
             raise bad_input(
@@ -52,9 +56,11 @@ class CppRope:
                 positions=positions,
             )
         bad = self._rope(
-            *(query.data_ptr(), query_stride[0], num_heads),
-            *(key.data_ptr(), key_stride[0], key.shape[1], num_tokens, dim),
-            *(positions.data_ptr(), cos_sin.data_ptr(), cos_sin.shape[0]),
+            _CALL(
+                *(query.data_ptr(), query_stride[0], num_heads),
+                *(key.data_ptr(), key_stride[0], key_shape[1], num_tokens, dim),
+                *(positions.data_ptr(), cos_sin.data_ptr(), cos_sin.shape[0]),
+            )
         )
         if bad >= 0:
             raise KernelInputError(

@@ -1,11 +1,15 @@
 """`write_kv` in C++."""
 
 import ctypes
+import struct
 
 import torch
 
 from quire_kernels.checks import bad_input
 from quire_kernels.errors import KernelInputError
+
+# the call's arguments as csrc/variant.cpp lays them out
+_CALL = struct.Struct("10q").pack
 
 
 class CppWriteKv:
@@ -37,11 +41,12 @@ class CppWriteKv:
                 key=key,
                 value=value,
             )
+        cache_shape = key_cache.shape
         if (
             key_cache.dtype is not torch.float32
             or value_cache.dtype is not torch.float32
-            or key_cache.shape[2:] != (num_heads, dim)
-            or value_cache.shape != key_cache.shape
+            or cache_shape[2:] != (num_heads, dim)
+            or value_cache.shape != cache_shape
             or not key_cache.is_contiguous()
             or not value_cache.is_contiguous()
         ):
@@ -58,11 +63,13 @@ class CppWriteKv:
             raise bad_input(
                 f"slot_mapping must be a contiguous int64 [{num_tokens}]", slot_mapping=slot_mapping
             )
-        num_slots = key_cache.shape[0] * key_cache.shape[1]
+        num_slots = cache_shape[0] * cache_shape[1]
         bad = self._write_kv(
-            *(key.data_ptr(), key_stride[0], value.data_ptr(), value_stride[0]),
-            *(num_tokens, num_heads * dim, key_cache.data_ptr(), value_cache.data_ptr()),
-            *(num_slots, slot_mapping.data_ptr()),
+            _CALL(
+                *(key.data_ptr(), key_stride[0], value.data_ptr(), value_stride[0]),
+                *(num_tokens, num_heads * dim, key_cache.data_ptr(), value_cache.data_ptr()),
+                *(num_slots, slot_mapping.data_ptr()),
+            )
         )
         if bad >= 0:
             raise KernelInputError(
