@@ -252,11 +252,11 @@ class CoreClient:
     async def shutdown(self) -> None:
         """Tell the core to leave, and see it leave."""
         asyncio.get_running_loop().remove_reader(self._core.outputs.fileno())
-        if self.ready is not None:
+        if self.ready is not None and self._core.process.poll() is None:
             self._send(Shutdown())
             await self._core.stop()
         else:
-            self._core.close()  # it is loading and reads no messages yet
+            self._core.close()  # it is gone, or loading and reads no messages yet
 
     # ---- inside ---------------------------------------------------------------------------------
 

@@ -66,6 +66,9 @@ class CoreProcess:
         """The exit code, as subprocess gives it (negative: the signal). Polls nothing: a pidfd
         wakes us.
         """
+        code = self.process.poll()
+        if code is not None:
+            return code
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         descriptor = os.pidfd_open(self.process.pid)

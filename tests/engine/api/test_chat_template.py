@@ -11,7 +11,7 @@ from quire_engine.errors import ModelCorrupt
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHAT = [
-    {"role": "system", "content": "Be <brief> & \"kind\"."},
+    {"role": "system", "content": 'Be <brief> & "kind".'},
     {"role": "user", "content": "Hi, wörld 日本"},
     {"role": "assistant", "content": " Hello. "},
     {"role": "user", "content": "2 < 3?"},

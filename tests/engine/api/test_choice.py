@@ -86,7 +86,9 @@ def test_positions_tell_where_each_token_begins(tokenizer: Tokenizer) -> None:
     (piece,) = run(new_choice(tokenizer, []), outputs([*ids, EOS], [], "stop"))
     texts = [tokenizer.token_text(position.token_id) for position in piece.positions]
     assert "".join(texts) == "hello ab"
-    assert [piece.text[p.offset :].startswith(t) for p, t in zip(piece.positions, texts, strict=True)]
+    assert [
+        piece.text[p.offset :].startswith(t) for p, t in zip(piece.positions, texts, strict=True)
+    ]
 
 
 def test_tokens_of_a_cut_stop_string_have_no_positions(tokenizer: Tokenizer) -> None:

@@ -34,7 +34,9 @@ def reference_cut(text: str, stops: list[str], *, include: bool) -> tuple[str, s
     return text, None
 
 
-def cut(pieces: list[str], stops: list[str], *, include: bool = False) -> tuple[list[str], str | None]:
+def cut(
+    pieces: list[str], stops: list[str], *, include: bool = False
+) -> tuple[list[str], str | None]:
     cutter = StopCutter(stops, include_stop=include)
     out = [cutter.push(piece) for piece in pieces]
     if cutter.stopped_by is None:
@@ -113,10 +115,17 @@ def test_special_tokens_are_shown_on_demand(tokenizer: Tokenizer, skip: bool) ->
 def metaspace_tokenizer() -> Tokenizer:
     """SentencePiece's way: the first token of a text loses its leading space."""
     vocabulary = {"<unk>": 0, "▁the": 1, "▁cat": 2, "s": 3, "<0xE2>": 4, "<0x82>": 5, "<0xAC>": 6}
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True)
+    )
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     return Tokenizer(backend, SpecialTokens())
 

@@ -161,6 +161,7 @@ def test_the_real_chat_equals_transformers() -> None:
         turns = [ChatMessage(role=turn["role"], content=turn["content"]) for turn in chat]  # type: ignore[arg-type]
         text = template.render(turns)
         assert text == theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        assert ours.encode(text, add_special_tokens=False) == theirs.apply_chat_template(
-            chat, add_generation_prompt=True
-        )["input_ids"]
+        assert (
+            ours.encode(text, add_special_tokens=False)
+            == theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+        )

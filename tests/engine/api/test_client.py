@@ -1,0 +1,167 @@
+"""The core's death, its garbage, its queue: every accepted request gets an answer."""
+
+import json
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+LONG = {"prompt": "hello", "max_tokens": 4000}
+SLOW = {"FAKE_STEP_SECONDS": "0.01"}
+
+
+def post(server: Any, body: dict[str, Any]) -> httpx.Response:
+    """From a thread: a client of its own."""
+    return httpx.post(server.url + "/v1/completions", json=body, timeout=30)
+
+
+def stream_text(server: Any, body: dict[str, Any], started: threading.Event) -> str:
+    with httpx.stream(
+        "POST", server.url + "/v1/completions", json={**body, "stream": True}, timeout=30
+    ) as response:
+        text = ""
+        for part in response.iter_text():
+            text += part
+            started.set()
+    return text
+
+
+def test_a_killed_core_fails_every_open_request_and_ends_the_process(launch_server: Any) -> None:
+    server = launch_server(environment=SLOW, max_num_seqs=2)
+    started = threading.Event()
+    with ThreadPoolExecutor(3) as pool:
+        streamed = pool.submit(stream_text, server, LONG, started)
+        assert started.wait(10)
+        whole = [pool.submit(post, server, LONG) for _ in range(2)]  # one runs, one waits
+        server.eventually(lambda: server.metric("vllm:num_requests_waiting") == 1)
+        os.kill(server.core_pid(), signal.SIGKILL)
+        for answer in whole:
+            assert answer.result().status_code == 500
+            assert answer.result().json()["error"]["code"] == "engine_died"
+        last = streamed.result().rstrip().rsplit("\n\n", 1)[-1]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert (error["code"], error["type"]) == ("engine_died", "server_error")
+    assert server.process.wait(10) == 70
+    final = server.stderr.read_text().splitlines()[-1]
+    assert final.startswith("quire-engine: the core process must live")
+    assert "SIGKILL" in final
+    assert json.loads(server.termination_log.read_text())["reason"] == "CoreDied"
+
+
+def test_a_core_that_fails_while_loading_ends_the_process_with_its_words(
+    launch_server: Any,
+) -> None:
+    fail = {"FAKE_FAIL": "65:ModelCorrupt:model.safetensors is 3 bytes short: fetch it again"}
+    server = launch_server(wait=False, environment=fail)
+    assert server.process.wait(20) == 65
+    assert server.stderr.read_text().splitlines()[-1] == (
+        "quire-engine: model.safetensors is 3 bytes short: fetch it again"
+    )
+    assert json.loads(server.termination_log.read_text()) == {
+        "reason": "ModelCorrupt",
+        "message": "model.safetensors is 3 bytes short: fetch it again",
+    }
+
+
+def test_a_model_without_a_tokenizer_ends_the_process(launch_server: Any, tmp_path: Any) -> None:
+    server = launch_server(wait=False, model=str(tmp_path))
+    assert server.process.wait(20) == 66
+    assert "tokenizer.json" in server.stderr.read_text().splitlines()[-1]
+
+
+def test_a_core_of_another_language_is_ended(launch_server: Any) -> None:
+    server = launch_server(environment={"FAKE_GARBAGE": "1"})
+    assert server.post("/v1/completions", LONG).status_code == 500
+    assert server.process.wait(10) == 70
+    assert "one installation" in server.stderr.read_text().splitlines()[-1]
+
+
+def test_while_it_loads_it_is_healthy_and_not_ready(launch_server: Any) -> None:
+    server = launch_server(wait=False, environment={"FAKE_LOAD_SECONDS": "600"})
+
+    def is_up() -> bool:
+        try:
+            return bool(server.get("/health").status_code == 200)
+        except httpx.TransportError:
+            return False
+
+    server.eventually(is_up)
+    assert server.get("/health").json()["reason"] == "Loading"
+    assert server.get("/ready").json() == {"ready": False, "reason": "Loading"}
+    assert server.get("/ready").status_code == 503
+    refused = server.post("/v1/completions", LONG)
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "2"
+    assert refused.json()["error"]["code"] == "not_ready"
+    assert server.metric("vllm:num_requests_waiting") == 0
+    assert server.get("/version").json()["device"] is None
+    assert server.stop() == 0
+
+
+def test_a_hung_core_turns_health_red_and_a_slow_one_does_not(launch_server: Any) -> None:
+    server = launch_server(health_timeout=1, environment=SLOW)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, server, {**LONG, "max_tokens": 300})
+        server.eventually(lambda: server.get("/health").json()["reason"] == "Working")
+        core = server.core_pid()
+        os.kill(core, signal.SIGSTOP)
+        server.eventually(lambda: server.get("/health").status_code == 503)
+        assert server.get("/health").json()["reason"] == "Stalled"
+        os.kill(core, signal.SIGCONT)
+        server.eventually(lambda: server.get("/health").status_code == 200)
+        assert answer.result().status_code == 200
+    assert server.get("/health").json()["reason"] == "Idle"
+
+
+def test_a_full_queue_answers_429_and_takes_what_fits(launch_server: Any) -> None:
+    """Two seats and a queue of three: five are taken at once, the sixth is not."""
+    server = launch_server(environment=SLOW, max_num_seqs=2, max_num_queued_reqs=3)
+    body = {"prompt": "hello", "max_tokens": 100}
+    with ThreadPoolExecutor(5) as pool:
+        taken = [pool.submit(post, server, body) for _ in range(5)]
+        server.eventually(lambda: len(server.core_lines("add")) == 5)
+        assert server.metric("vllm:num_requests_waiting") >= 3
+        refused = server.post("/v1/completions", body)
+        assert refused.status_code == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        error = refused.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        assert [answer.result().status_code for answer in taken] == [200] * 5
+    assert server.post("/v1/completions", body).status_code == 200
+    assert server.post("/v1/completions", {**body, "n": 6}).status_code == 400
+
+
+def test_a_burst_into_free_seats_is_no_queue(launch_server: Any) -> None:
+    server = launch_server(environment=SLOW, max_num_seqs=8, max_num_queued_reqs=0)
+    body = {"prompt": "hello", "max_tokens": 50}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: post(server, body).status_code, range(8)))
+    assert answers == [200] * 8
+
+
+def test_what_the_core_has_not_seen_yet_is_counted_as_waiting(launch_server: Any) -> None:
+    """The core is stopped: it can neither take the requests nor report."""
+    server = launch_server(environment=SLOW)
+    core = server.core_pid()
+    os.kill(core, signal.SIGSTOP)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(post, server, {"prompt": "a", "max_tokens": 2}) for _ in range(2)]
+        server.eventually(lambda: server.metric("vllm:num_requests_waiting") == 2)
+        assert server.metric("vllm:num_requests_running") == 0
+        os.kill(core, signal.SIGCONT)
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert server.metric("vllm:num_requests_waiting") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_core_does_not_outlive_the_server(launch_server: Any, number: int) -> None:
+    """The fake has no PDEATHSIG: on SIGKILL it notices that its parent is gone."""
+    server = launch_server()
+    core = server.core_pid()
+    server.process.send_signal(number)
+    server.process.wait(10)
+    server.eventually(lambda: not os.path.exists(f"/proc/{core}"), 10)
