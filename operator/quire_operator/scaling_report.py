@@ -82,8 +82,9 @@ def _why(config: ScalingConfig, decision: Decision) -> str:
     match decision.reason:
         case Reason.QUEUE_DEPTH:
             each = (inputs.waiting or 0) / max(1, inputs.ready)
+            pods = "1 ready pod" if inputs.ready == 1 else f"{inputs.ready} ready pods"
             words = (
-                f"{_figure(inputs.waiting)} requests wait on {inputs.ready} ready pods, "
+                f"{_figure(inputs.waiting)} requests wait on {pods}, "
                 f"{each:.3g} each; the target is {_figure(config.queue_depth)}"
             )
         case Reason.TTFT:

@@ -182,7 +182,7 @@ async def test_a_burst_scales_up_and_says_why() -> None:
     assert decision.time == "2026-11-21T00:00:00Z"
     assert (decision.from_replicas, decision.to_replicas) == (1, 2)
     assert decision.reason == (
-        "QueueDepth: 24 requests wait on 1 ready pods, 24 each; the target is 4; "
+        "QueueDepth: 24 requests wait on 1 ready pod, 24 each; the target is 4; "
         "6 replicas would hold it, one step at most doubles the ready pods, to 2"
     )
     assert decision.inputs == {
