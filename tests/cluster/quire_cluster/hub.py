@@ -255,9 +255,8 @@ class Mirror:
             self._record(request, error.status, 0)
             return error.response()
         if self.faults.redirect and file.is_lfs:
-            headers = _file_headers(file, commit) | {
-                "Location": f"{self.faults.redirect_to}/_signed/{repo}/{commit.id}/{file.path}?signature=secret"
-            }
+            signed = f"/_signed/{repo}/{commit.id}/{file.path}?signature=secret"
+            headers = _file_headers(file, commit) | {"Location": self.faults.redirect_to + signed}
             self._record(request, 302, 0)
             return web.Response(status=302, headers=headers)
         return await self._send(request, file, commit)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -27,7 +27,7 @@ def sent(mirror: RunningMirror, suffix: str = "") -> int:
     return sum(entry.bytes for entry in mirror.downloads(suffix))
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "it did not come to that"
@@ -110,10 +110,42 @@ def test_a_revision_is_what_it_names(fetch, served: Served) -> None:
 # ---- killed, cut, silent ------------------------------------------------------------------------
 
 
-def test_killed_at_half_it_resumes_and_fetches_no_byte_twice(fetch, mirror, served: Served) -> None:
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start_in_a_process(fetch) -> Iterator[Start]:
+    """Starts the fetch in a process of its own; what still runs in the end is killed."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(connections: int) -> subprocess.Popen[bytes]:
+        code = f"""if True:
+            from pathlib import Path
+            from quire_engine.fetch import FetchOptions, SourceOptions, run_fetch
+
+            source = SourceOptions(
+                endpoint={fetch.mirror.url!r}, connections={connections}, part_bytes=131072
+            )
+            volume = Path({str(fetch.volume)!r})
+            options = FetchOptions(uri="hf://{REPO}", directory=volume, source=source)
+            raise SystemExit(run_fetch(options))
+        """
+        command = [sys.executable, "-c", code]
+        children.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+        return children[-1]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def test_killed_at_half_it_resumes_and_fetches_no_byte_twice(
+    fetch, mirror, served: Served, start_in_a_process: Start
+) -> None:
     total = sum(len(content) for content in served(REPO).values())
-    mirror.faults(Faults(bytes_per_second=total))
-    child = start_in_a_process(fetch, connections=2)
+    mirror.faults(Faults(bytes_per_second=total // 3))
+    child = start_in_a_process(connections=2)
     wait_until(lambda: staged_bytes(fetch.volume) > total // 3)
     child.kill()
     child.wait()
@@ -125,21 +157,6 @@ def test_killed_at_half_it_resumes_and_fetches_no_byte_twice(fetch, mirror, serv
     assert fetch() == 0
     assert fetch.installed == served(REPO)
     assert sent(mirror) == total - staged == fetch.message["bytesFetched"]
-
-
-def start_in_a_process(fetch, connections: int) -> subprocess.Popen[bytes]:
-    code = f"""if True:
-        from pathlib import Path
-        from quire_engine.fetch import FetchOptions, SourceOptions, run_fetch
-
-        source = SourceOptions(
-            endpoint={fetch.mirror.url!r}, connections={connections}, part_bytes=131072
-        )
-        volume = Path({str(fetch.volume)!r})
-        options = FetchOptions(uri="hf://{REPO}", directory=volume, source=source)
-        raise SystemExit(run_fetch(options))
-    """
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
 
 def staged_bytes(volume: Path) -> int:
@@ -158,24 +175,28 @@ def staged_bytes(volume: Path) -> int:
     return staged
 
 
-def test_sigterm_ends_it_and_keeps_what_came(fetch, mirror, served: Served) -> None:
-    mirror.faults(Faults(bytes_per_second=2_000_000))
-    child = start_in_a_process(fetch, connections=2)
+def test_sigterm_ends_it_and_keeps_what_came(
+    fetch, mirror, served: Served, start_in_a_process: Start
+) -> None:
+    mirror.faults(Faults(bytes_per_second=600_000))
+    child = start_in_a_process(connections=2)
     wait_until(lambda: staged_bytes(fetch.volume) > 300_000)
     child.terminate()
-    assert child.wait(10) == 143
+    assert child.wait(60) == 143
     mirror.faults()
     assert fetch() == 0
     assert fetch.installed == served(REPO)
 
 
-def test_two_fetches_on_one_volume_take_turns(fetch, mirror, served: Served) -> None:
+def test_two_fetches_on_one_volume_take_turns(
+    fetch, mirror, served: Served, start_in_a_process: Start
+) -> None:
     total = sum(len(content) for content in served(REPO).values())
     mirror.faults(Faults(bytes_per_second=2 * total))
-    child = start_in_a_process(fetch, connections=2)
+    child = start_in_a_process(connections=2)
     wait_until(lambda: staged_bytes(fetch.volume) > 0)
     assert fetch() == 0
-    assert child.wait(10) == 0
+    assert child.wait(60) == 0
     assert fetch.message["bytesFetched"] == 0
     assert sent(mirror) == total
     assert fetch.installed == served(REPO)
