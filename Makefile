@@ -23,7 +23,7 @@ $(UV): requirements/bootstrap.txt
 .venv/.installed: $(UV) requirements/dev.txt pyproject.toml
 	@command -v g++ >/dev/null || { echo "quire's CPU kernels need a C++17 compiler (g++ was not found on PATH); install g++ and run make again" >&2; exit 1; }
 	[ -x $(PY) ] || $(UV) venv --quiet --python python3.11 .venv
-	$(UV) pip sync --quiet --python $(PY) --require-hashes requirements/dev.txt
+	$(UV) pip sync --quiet --compile-bytecode --python $(PY) --require-hashes requirements/dev.txt
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
