@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 
-from quire_operator.errors import Unavailable, from_answer
+from quire_operator.errors import NotFound, Unavailable, from_answer
 from quire_operator.kinds import Kind, Manifest, kind_of
 
 APPLY = "application/apply-patch+yaml"
@@ -161,7 +161,10 @@ class KubeClient:
             "propagationPolicy": "Background",
             "preconditions": preconditions,
         }
-        await self._write("DELETE", kind.path(namespace, name), body, [])
+        try:
+            await self._write("DELETE", kind.path(namespace, name), body, [])
+        except NotFound:
+            return
 
     async def replace(self, manifest: Manifest) -> Manifest:
         """PUT with the manifest's own resourceVersion as precondition (the Lease needs it)."""

@@ -20,6 +20,8 @@ from quire_operator.views import ChildView, ClaimView, DeploymentView, quantity
 
 POLL_SECONDS = 5.0
 """How often a running fetch is asked for its bytes."""
+FIRST_POLL_SECONDS = 1.0
+"""Until it has answered for the first time."""
 WAIT_SECONDS = 2.0
 """For what no event tells of: a claim that terminates, a name that is taken."""
 
@@ -235,7 +237,7 @@ def _mend(seen: Observation, state: FetchState) -> list[Action]:
 def _again(seen: Observation, state: FetchState) -> float | None:
     waits = [state.wait_seconds] if state.wait_seconds is not None else []
     if state.stage is Stage.RUNNING or _init_fetches(seen):
-        waits.append(POLL_SECONDS if seen.progress else WAIT_SECONDS)
+        waits.append(POLL_SECONDS if seen.progress else FIRST_POLL_SECONDS)
     if state.stage is Stage.NO_CLAIM:
         waits.append(WAIT_SECONDS)
     deadline = _deadline(seen)

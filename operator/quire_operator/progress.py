@@ -44,8 +44,10 @@ class ProgressReader:
             return known[1]
         self._forget(now)
         progress = await self._ask(ip)
-        if progress is not None:
-            self._known[ip] = (now, progress)
+        if progress is None:
+            # It exits between two questions: its last word is better than none.
+            return known[1] if known is not None else None
+        self._known[ip] = (now, progress)
         return progress
 
     def _forget(self, now: float) -> None:

@@ -16,7 +16,7 @@ from quire_operator.kinds import CLAIM, EVENT
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
 from quire_operator.observe import Defaults, Observation, observe
-from quire_operator.plan import Plan, plan
+from quire_operator.plan import plan
 from quire_operator.pods import mount_of
 from quire_operator.progress import ProgressSource
 from quire_operator.views import JobView, PodView, ServiceView, project
@@ -78,10 +78,10 @@ class Reconciler:
         seen = await self._ask_around(seen)
         wanted = plan(seen)
         problems = await Applier(self.client, self.world, seen).run(wanted.actions)
-        await self._tell(seen, wanted, problems)
+        await self._tell(seen, problems)
         return _soonest(wanted.again_seconds, PROBLEM_SECONDS if problems else None)
 
-    async def _tell(self, seen: Observation, wanted: Plan, problems: tuple[Problem, ...]) -> None:
+    async def _tell(self, seen: Observation, problems: tuple[Problem, ...]) -> None:
         """Status from the world as it is after applying, so that one pass tells the news."""
         service = self.world.service(seen.key)
         if service is None or service.spec is None:
@@ -93,7 +93,7 @@ class Reconciler:
             claim_event=seen.claim_event,
             job_event=seen.job_event,
         )
-        case = Case(after, replace(plan(after), fetch=wanted.fetch), problems)
+        case = Case(after, plan(after), problems)
         try:
             await status.write(self.client, self.world, service, status.build(case))
         except NotFound:
