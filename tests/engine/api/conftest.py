@@ -119,6 +119,12 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
+def unused_port() -> Callable[[], int]:
+    """A function that finds a free port."""
+    return free_port
+
+
+@pytest.fixture(scope="session")
 def launch_server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     """Starts servers; ends those that a test left running."""
     servers: list[RunningServer] = []

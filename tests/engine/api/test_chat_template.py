@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from quire_engine.api.chat_template import ChatTemplate
@@ -18,26 +19,41 @@ CHAT = [
 ]
 
 TEMPLATES = {
-    "chatml": "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "llama2": "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
-    "{% set messages = messages[1:] %}{% endif %}\n{% for m in messages %}\n  {% if m.role == 'user' %}\n"
-    "[INST] {{ system ~ ' ' if loop.first and system is defined }}{{ m.content | trim }} [/INST]\n"
-    "  {%- else -%}\n{{ m.content }}{{ eos_token }}{% endif %}\n{% endfor %}",
-    "loop controls": "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
-    "{{ m.content }}{% if loop.index > 2 %}{% break %}{% endif %}{% endfor %}",
-    "tojson": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}"
-    "{{ messages[0].content | tojson(ensure_ascii=True) }}",
-    "generation": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
-    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
-    "{{ ns.n }}",
-    "variables": "{{ enable_thinking | default('unset') }} {{ tools is none }} {{ documents is none }}",
+    "chatml": (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role }}\n{{ m['content'] + '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "llama2": (
+        "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+        "{% set messages = messages[1:] %}{% endif %}\n{% for m in messages %}\n"
+        "  {% if m.role == 'user' %}\n[INST] "
+        "{{ system ~ ' ' if loop.first and system is defined }}{{ m.content | trim }} [/INST]\n"
+        "  {%- else -%}\n{{ m.content }}{{ eos_token }}{% endif %}\n{% endfor %}"
+    ),
+    "loop controls": (
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}"
+        "{{ m.content }}{% if loop.index > 2 %}{% break %}{% endif %}{% endfor %}"
+    ),
+    "tojson": (
+        "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}"
+        "{{ messages[0].content | tojson(ensure_ascii=True) }}"
+    ),
+    "generation": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    ),
+    "namespace": (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+        "{% endfor %}{{ ns.n }}"
+    ),
+    "variables": (
+        "{{ enable_thinking | default('unset') }} {{ tools is none }} {{ documents is none }}"
+    ),
 }
 
 
 def messages(chat: list[dict[str, str]]) -> list[ChatMessage]:
-    return [ChatMessage(role=turn["role"], content=turn["content"]) for turn in chat]  # type: ignore[arg-type]
+    return [msgspec.convert(turn, ChatMessage) for turn in chat]
 
 
 @pytest.mark.parametrize("prompted", [True, False])

@@ -1,5 +1,6 @@
 """An answer is the same however its tokens were parcelled."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def outputs(ids: list[int], borders: list[int], reason: str) -> list[Output]:
                 for i in ids[begin:end]
             ),
         )
-        for begin, end in zip(edges, edges[1:], strict=False)
+        for begin, end in pairwise(edges)
     ]
 
 

@@ -89,7 +89,7 @@ async def test_many_requests_on_one_connection_do_not_add_up(guarded: Any) -> No
 
 
 async def test_a_client_that_leaves_inside_its_body_leaves_nothing_behind(server: Any) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(server.url).port)
+    _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(server.url).port)
     writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     await writer.drain()
     writer.transport.abort()

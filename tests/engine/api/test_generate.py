@@ -1,4 +1,4 @@
-"""Answers, whole and streamed: the same text, OpenAI's shapes, and aborts the moment a client leaves."""
+"""Answers, whole and streamed: one text, OpenAI's shapes, aborts the moment a client leaves."""
 
 import asyncio
 import json
@@ -135,8 +135,8 @@ def test_prompts_may_come_as_text_or_token_ids(server: Any, prompt: Any) -> None
 
 
 def test_parameters_reach_the_core(server: Any) -> None:
-    body = {"prompt": "a", "max_tokens": 3, "min_tokens": 2, "temperature": 0, "top_p": 0.5, "top_k": 9,
-            "min_p": 0.1, "seed": 3, "stop_token_ids": [9], "ignore_eos": True,
+    body = {"prompt": "a", "max_tokens": 3, "min_tokens": 2, "temperature": 0, "top_p": 0.5,
+            "top_k": 9, "min_p": 0.1, "seed": 3, "stop_token_ids": [9], "ignore_eos": True,
             "cache_salt": "tenant"}  # fmt: skip
     assert server.post(COMPLETIONS, body).status_code == 200
     told = server.core_lines("add")[-1]

@@ -97,10 +97,12 @@ def test_missing_fields_are_named() -> None:
 
 
 ASKING = {
-    "audio": {"voice": "a"}, "best_of": 2, "echo": True, "frequency_penalty": 0.5, "function_call": "auto",
-    "functions": [{}], "logit_bias": {"1": 1}, "metadata": {"a": "b"}, "modalities": ["audio"],
+    "audio": {"voice": "a"}, "best_of": 2, "echo": True, "frequency_penalty": 0.5,
+    "function_call": "auto", "functions": [{}], "logit_bias": {"1": 1}, "metadata": {"a": "b"},
+    "modalities": ["audio"],
     "moderation": {}, "parallel_tool_calls": True, "prediction": {}, "presence_penalty": -1,
-    "prompt_cache_retention": "24h", "reasoning_effort": "low", "response_format": {"type": "json_object"},
+    "prompt_cache_retention": "24h", "reasoning_effort": "low",
+    "response_format": {"type": "json_object"},
     "service_tier": "flex", "store": True, "suffix": "x", "tool_choice": "auto", "tools": [{}],
     "verbosity": "low", "web_search_options": {}, "allowed_token_ids": [1], "bad_words": ["x"],
     "chat_template": "{{ 1 }}", "continue_final_message": True, "documents": [{}],
