@@ -60,16 +60,15 @@ def build_inputs(chunks: tuple[Chunk, ...], block_size: int, device: torch.devic
         slot_mapping=_tensor(slots, np.int64, device),
         query_start_loc=_tensor(ends, np.int32, device),
         seq_lens=_tensor(seq_lens, np.int32, device),
-        block_tables=_block_tables(chunks, seq_lens, block_size, device),
+        block_tables=_block_tables(chunks, device),
         logits_rows=_tensor(rows, np.int64, device),
     )
 
 
-def _block_tables(
-    chunks: tuple[Chunk, ...], seq_lens: list[int], block_size: int, device: torch.device
-) -> Tensor:
+def _block_tables(chunks: tuple[Chunk, ...], device: torch.device) -> Tensor:
     """[B, max_blocks] int32; what lies beyond a sequence's end is 0 and never read."""
-    tables = np.zeros((len(chunks), -(-max(seq_lens) // block_size)), np.int32)
+    longest = max(len(chunk.sequence.block_table) for chunk in chunks)
+    tables = np.zeros((len(chunks), longest), np.int32)
     for row, chunk in enumerate(chunks):
         table = chunk.sequence.block_table
         tables[row, : len(table)] = table

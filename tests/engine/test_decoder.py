@@ -1,0 +1,78 @@
+"""Logits of each family against transformers, on tiny random models."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from quire_engine.batch import Chunk
+from quire_engine.config import EngineConfig
+from quire_engine.loader import load_model
+from quire_engine.messages import AddRequest, RequestId, SamplingParams
+from quire_engine.models.decoder import allocate_kv_cache
+from quire_engine.runner import build_inputs
+from quire_engine.sequence import Sequence
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 8
+FAMILIES = ("llama", "llama-scaled", "llama-untied-bias", "qwen2", "qwen2-tied", "qwen3")
+
+
+def sequence_of(token_ids, blocks):
+    request = AddRequest(
+        request_id=RequestId("r"), prompt_token_ids=token_ids, sampling=SamplingParams()
+    )
+    sequence = Sequence.of(request, arrival_time=0.0)
+    sequence.block_table = list(blocks)
+    return sequence
+
+
+def all_logits(model, sequences, steps):
+    """Logits of every token of `sequences`, computed in `steps` of so many tokens of each."""
+    caches = allocate_kv_cache(model.decoder.config, 32, BLOCK_SIZE, model.activation_dtype, CPU)
+    rows = [[] for _ in sequences]
+    for lengths in steps:
+        chunks = tuple(
+            Chunk(sequence, length, samples=False)
+            for sequence, length in zip(sequences, lengths, strict=True)
+            if length
+        )
+        inputs = build_inputs(chunks, BLOCK_SIZE, CPU)
+        wanted = torch.arange(len(inputs.token_ids))
+        with torch.inference_mode():
+            logits = model.decoder.forward(dataclasses.replace(inputs, logits_rows=wanted), caches)
+        for chunk, part in zip(chunks, logits.split([c.num_tokens for c in chunks]), strict=True):
+            rows[sequences.index(chunk.sequence)].append(part)
+            chunk.sequence.num_computed_tokens += chunk.num_tokens
+    return [torch.cat(parts) for parts in rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers_in_float32(family, dtype, tiny_model, reference_model):
+    """Chunked, batched, through scattered blocks; bf16 weights are widened by both."""
+    torch.manual_seed(5)
+    prompts = [torch.randint(0, 128, (length,)).tolist() for length in (21, 90)]
+    loaded = load_model(EngineConfig(model=str(tiny_model(family, dtype))), CPU)
+    first = sequence_of(tuple(prompts[0]), [3, 9, 1])
+    second = sequence_of(tuple(prompts[1]), [30, 2, 8, 4, 20, 5, 7, 11, 13, 0, 17, 19])
+    ours = all_logits(loaded, [first, second], [(5, 7), (0, 40), (15, 1), (1, 42)])
+    reference = copy.deepcopy(reference_model(family))
+    for parameter in reference.parameters():  # not the rotary buffers, which stay float32
+        parameter.data = parameter.data.to(dtype).float()
+    for logits, prompt in zip(ours, prompts, strict=True):
+        with torch.inference_mode():
+            theirs = reference(torch.tensor([prompt])).logits[0]
+        torch.testing.assert_close(logits, theirs, atol=2e-4, rtol=2e-4)
+
+
+def test_a_step_without_a_sampling_row_gives_no_logits(tiny_model):
+    loaded = load_model(EngineConfig(model=str(tiny_model())), CPU)
+    [logits] = [
+        loaded.decoder.forward(
+            build_inputs((Chunk(sequence_of((1, 2, 3), [0]), 2, samples=False),), BLOCK_SIZE, CPU),
+            allocate_kv_cache(loaded.decoder.config, 1, BLOCK_SIZE, torch.float32, CPU),
+        )
+    ]
+    assert logits.shape == (0, 128)
