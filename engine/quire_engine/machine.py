@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+PROC_CGROUP = Path("/proc/self/cgroup")
 
 
 def num_cpus(cgroups: Path = CGROUP_ROOT) -> int:
@@ -27,7 +28,7 @@ def _folders(root: Path, controller: str) -> Iterator[Path]:
 
     A limit anywhere on the way binds. In a container the leaf is usually mounted as the root.
     """
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in PROC_CGROUP.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
