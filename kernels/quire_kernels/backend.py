@@ -1,5 +1,6 @@
 """Which implementation of each op runs on a device."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -134,8 +135,23 @@ def choose_cpu_backend(wanted: KernelSettings, available: tuple[str, ...]) -> Ba
 
 
 @functools.cache
+def triton_backend() -> Backend:
+    """Triton for the attention pair and torch, with cuBLAS beneath, for the rest."""
+    # late: importing triton costs half a second that a CPU has no use for
+    from quire_kernels.ops.paged_attention import triton as paged_attention_triton
+    from quire_kernels.ops.write_kv import triton as write_kv_triton
+
+    return dataclasses.replace(
+        torch_backend(),
+        name="triton",
+        write_kv=counted(write_kv_triton.write_kv),
+        paged_attention=counted(paged_attention_triton.paged_attention),
+    )
+
+
+@functools.cache
 def backend(device: torch.device | str = "cpu") -> Backend:
-    """The implementation that serves tensors on `device`."""
+    """The implementation that serves tensors on `device`: C++ or torch on a CPU, else Triton."""
     if torch.device(device).type == "cpu":
         return choose_cpu_backend(settings(), available_isas())
-    return torch_backend()
+    return triton_backend()
