@@ -1,6 +1,7 @@
 """`quire-engine serve`: the core first, for its start-up is the long one, then everything else."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -35,6 +36,8 @@ def serve(
 
         from quire_engine.api.server import Server
 
+        _relax_garbage_collector()
+
         async def run() -> "CoreEnd | None":
             return await Server(settings, core, listener).run()
 
@@ -65,6 +68,14 @@ def set_up_logging() -> None:
     logging.getLogger("uvicorn.error").setLevel(
         logging.WARNING
     )  # it tells of start and stop, as we do
+
+
+def _relax_garbage_collector() -> None:
+    """A step of 1,000 streams makes thousands of short-lived objects and no cycles: by default that
+    is several collections a step. What is imported by now stays, and is not looked at again.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 class _OneLine(logging.Formatter):

@@ -33,8 +33,8 @@ TOKENS_A_SECOND = 20  # of one stream
 
 
 @contextmanager
-def server(model: str, *, step_seconds: float, max_num_seqs: int) -> Iterator[int]:
-    """A server process around the fake core; its port."""
+def server(model: str, *, step_seconds: float, max_num_seqs: int) -> Iterator[tuple[int, int]]:
+    """A server process around the fake core; its port and process id."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -50,7 +50,7 @@ def server(model: str, *, step_seconds: float, max_num_seqs: int) -> Iterator[in
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        yield port
+        yield port, process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(20)
@@ -137,7 +137,15 @@ async def watch_health(port: int, times: list[float]) -> None:
         await asyncio.sleep(0.02)
 
 
-async def measure_streams(port: int, streams: int, seconds: float) -> dict[str, float]:
+def cpu_seconds(process_id: int) -> float:
+    """User and system time of one process (proc_pid_stat(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure_streams(
+    port: int, process_id: int, streams: int, seconds: float
+) -> dict[str, float]:
     """Tokens a second over `streams` open streams, and the waits of /health meanwhile."""
     await until_ready(port)
     count, health = Count(), list[float]()
@@ -145,15 +153,18 @@ async def measure_streams(port: int, streams: int, seconds: float) -> dict[str, 
     while count.tokens < streams * 2:
         await asyncio.sleep(0.1)
     watcher = asyncio.create_task(watch_health(port, health))
-    before, begun = count.tokens, time.perf_counter()
+    before, begun, cpu_before = count.tokens, time.perf_counter(), cpu_seconds(process_id)
     await asyncio.sleep(seconds)
-    rate = (count.tokens - before) / (time.perf_counter() - begun)
+    tokens, took = count.tokens - before, time.perf_counter() - begun
+    cpu = cpu_seconds(process_id) - cpu_before
     for task in (*tasks, watcher):
         task.cancel()
     await asyncio.gather(*tasks, watcher, return_exceptions=True)
     health.sort()
     return {
-        "tokens_per_second": rate,
+        "events_per_second": tokens / took,
+        "api_cpu_us_per_event": cpu / tokens * 1e6,
+        "api_cpu_share": cpu / took,
         "asked_per_second": streams * TOKENS_A_SECOND,
         "health_p50_ms": statistics.median(health),
         "health_p99_ms": health[int(len(health) * 0.99)],
@@ -172,10 +183,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model = str(Path(arguments.model).expanduser())
-    with server(model, step_seconds=0, max_num_seqs=64) as port:
+    with server(model, step_seconds=0, max_num_seqs=64) as (port, _):
         requests = asyncio.run(measure_requests(port, arguments.requests))
-    with server(model, step_seconds=1 / TOKENS_A_SECOND, max_num_seqs=arguments.streams) as port:
-        streams = asyncio.run(measure_streams(port, arguments.streams, arguments.seconds))
+    with server(model, step_seconds=1 / TOKENS_A_SECOND, max_num_seqs=arguments.streams) as (
+        port,
+        process_id,
+    ):
+        streams = asyncio.run(
+            measure_streams(port, process_id, arguments.streams, arguments.seconds)
+        )
     machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(),
                "load": os.getloadavg()[0]}  # fmt: skip
     result = {"request": requests, "streams": streams, "machine": machine}

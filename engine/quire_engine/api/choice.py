@@ -1,7 +1,6 @@
 """One answer in the making: token ids come in, pieces of text and log-probabilities go out."""
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire_engine.api.answers import FinishReason
@@ -66,30 +65,30 @@ class Choice:
         if self.finish_reason is not None:
             return Piece("")
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
-        text = "".join(self._texts(output))
+        text = self._safe_text(output)
         if self.finish_reason is None and output.finish_reason is not None:
             text += self._end(output)
         self._num_released += len(text)
         return Piece(text, self._released_positions(), self.finish_reason)
 
-    def _texts(self, output: Output) -> Sequence[str]:
-        """Safe text of each of the output's tokens, up to a stop string."""
-        texts = []
+    def _safe_text(self, output: Output) -> str:
+        """What the output's tokens add, up to a stop string."""
+        text = ""
         for place, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
             if self._is_hidden_stop(output, place):
                 break
-            if place < len(output.logprobs):
+            if output.logprobs:
                 self._positions.append(
                     Position(token_id, self._num_decoded, output.logprobs[place])
                 )
             decoded = self._text.push(token_id)
             self._num_decoded += len(decoded)
-            texts.append(self._cutter.push(decoded, armed=self.num_tokens >= self._min_tokens))
+            text += self._cutter.push(decoded, armed=self.num_tokens >= self._min_tokens)
             if self._cutter.stopped_by is not None:
                 self._stop(self._cutter.stopped_by)
                 break
-        return texts
+        return text
 
     def _is_hidden_stop(self, output: Output, place: int) -> bool:
         ended_by_token = output.finish_reason == "stop" and place == len(output.token_ids) - 1
@@ -113,6 +112,8 @@ class Choice:
 
     def _released_positions(self) -> tuple[Position, ...]:
         """Those whose text has begun to come out; at an uncut end, all."""
+        if not self._positions:
+            return ()
         uncut = self.finish_reason is not None and self._cutter.stopped_by is None
         released = []
         while self._positions and (uncut or self._positions[0].offset < self._num_released):

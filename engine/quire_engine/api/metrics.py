@@ -7,18 +7,24 @@ inter-token time begin at 1 ms; waiting includes what the core has not seen yet;
 preemption is in no cache figure.
 """
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from quire_engine.messages import CoreReady, CoreStats
@@ -95,9 +101,10 @@ class Metrics:
             registry=self.registry,
         ).labels(*labels)
 
-    def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
-        family = Histogram(name, what, LABELS, buckets=buckets, registry=self.registry)
-        return family.labels(self._model_name, ENGINE)
+    def _histogram(self, name: str, what: str, buckets: Sequence[float]) -> "_Histogram":
+        histogram = _Histogram(name, what, (self._model_name, ENGINE), buckets)
+        self.registry.register(histogram)
+        return histogram
 
     def watch(self, core: CoreView) -> None:
         """Export the core's state from now on."""
@@ -117,8 +124,7 @@ class Metrics:
         if last_token is None:
             self._ttft.observe(now - arrived)
         else:
-            for _ in range(count):
-                self._itl.observe((now - last_token) / count)
+            self._itl.observe((now - last_token) / count, count)
 
     def observe_end(self, reason: str, e2e_seconds: float) -> None:
         """A sequence ended."""
@@ -137,6 +143,36 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text that /metrics answers."""
         return generate_latest(self.registry)
+
+
+class _Histogram(Collector):
+    """One series. prometheus_client's own takes a lock and 6 us an observation, of which there is
+    one a token; this one takes a tenth, and is for the event loop's thread alone.
+    """
+
+    def __init__(
+        self, name: str, what: str, labels: Sequence[str], buckets: Sequence[float]
+    ) -> None:
+        self._name = name
+        self._what = what
+        self._labels = labels
+        self._buckets = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """`count` times `value`."""
+        self._counts[bisect_left(self._buckets, value)] += count
+        self._sum += value * count
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._what, labels=LABELS)
+        total, cumulative = 0, list[tuple[str, float]]()
+        for edge, count in zip((*self._buckets, inf), self._counts, strict=True):
+            total += count
+            cumulative.append(("+Inf" if edge == inf else str(float(edge)), total))
+        family.add_metric(self._labels, cumulative, self._sum)
+        yield family
 
 
 class _StartupCollector(Collector):
