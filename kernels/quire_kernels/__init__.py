@@ -135,7 +135,7 @@ def paged_attention(
 
 
 def argmax(x: torch.Tensor) -> torch.Tensor:
-    """Index [T] int64 of each row's largest value of x [T, N], the lowest among equals."""
+    """Index [T] int64 of each row's largest value of x [T, N]: the lowest of equals, NaN never."""
     return _serving(x).argmax(x)
 
 

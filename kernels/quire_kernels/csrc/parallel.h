@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

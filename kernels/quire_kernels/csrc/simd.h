@@ -49,7 +49,7 @@ QUIRE_INLINE F32x16 exp2_integral(F32x16 n) {
 QUIRE_INLINE F32x16 first_lanes(F32x16 a, F32x16 b, int count) {
   return {_mm512_mask_mov_ps(b.v, static_cast<__mmask16>((1u << count) - 1u), a.v)};
 }
-QUIRE_INLINE bool any_equal_or_nan(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_UQ) != 0; }
+QUIRE_INLINE bool any_equal(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ) != 0; }
 QUIRE_INLINE __m256 low_half(F32x16 a) { return _mm512_castps512_ps256(a.v); }
 QUIRE_INLINE __m256 high_half(F32x16 a) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)); }
 // 16 bf16 stored as columns 0 8 1 9 ... 7 15, in column order: both halves come out of one 256-bit load
@@ -107,9 +107,9 @@ QUIRE_INLINE F32x16 first_lanes(F32x16 a, F32x16 b, int count) {
   return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(low)),
           _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(high))};
 }
-QUIRE_INLINE bool any_equal_or_nan(F32x16 a, F32x16 b) {
-  const __m256 low = _mm256_cmp_ps(a.lo, b.lo, _CMP_EQ_UQ);
-  const __m256 high = _mm256_cmp_ps(a.hi, b.hi, _CMP_EQ_UQ);
+QUIRE_INLINE bool any_equal(F32x16 a, F32x16 b) {
+  const __m256 low = _mm256_cmp_ps(a.lo, b.lo, _CMP_EQ_OQ);
+  const __m256 high = _mm256_cmp_ps(a.hi, b.hi, _CMP_EQ_OQ);
   return _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0;
 }
 QUIRE_INLINE __m256 low_half(F32x16 a) { return a.lo; }

@@ -1,7 +1,6 @@
 // Index of each row's largest value.
 #pragma once
 
-#include <cmath>
 #include <limits>
 
 #include "csrc/parallel.h"
@@ -9,19 +8,19 @@
 
 namespace quire {
 
-// The lowest index of the maximum; a NaN counts as larger than all. A first pass finds the value, a second one where.
+// The lowest index of the maximum, NaNs passed over, 0 where all are. A first pass finds the value, a second one where.
 inline int64_t argmax_row(const float* x, int64_t width) {
   const float lowest = -std::numeric_limits<float>::infinity();
   F32x16 peaks = splat(lowest);
   int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) peaks = max(peaks, load(x + i));
+  for (; i + kLanes <= width; i += kLanes) peaks = max(load(x + i), peaks);
   float peak = max_lanes(peaks);
   for (; i < width; ++i) peak = x[i] > peak ? x[i] : peak;
   const F32x16 wanted = splat(peak);
-  for (i = 0; i + kLanes <= width && !any_equal_or_nan(load(x + i), wanted); i += kLanes) {
+  for (i = 0; i + kLanes <= width && !any_equal(load(x + i), wanted); i += kLanes) {
   }
   for (; i < width; ++i) {
-    if (x[i] == peak || std::isnan(x[i])) return i;
+    if (x[i] == peak) return i;
   }
   return 0;
 }

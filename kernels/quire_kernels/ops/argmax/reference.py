@@ -4,6 +4,6 @@ import torch
 
 
 def argmax(x: torch.Tensor) -> torch.Tensor:
-    """Index [T] int64 of each row's maximum of x [T, N]: the lowest among equals, NaN largest."""
-    peaks = x.amax(-1, keepdim=True)
-    return ((x == peaks) | x.isnan()).to(torch.uint8).argmax(-1)
+    """Index [T] int64 of each row's maximum of x [T, N]: the lowest of equals, NaN never."""
+    known = x.masked_fill(x.isnan(), float("-inf"))
+    return (known == known.amax(-1, keepdim=True)).to(torch.uint8).argmax(-1)

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from quire_kernels import KernelInputError
+from quire_kernels.backend import Backend
+
+SHAPES = [(1, 576), (7, 64), (3, 1), (5, 17), (40, 1000)]
+
+
+def expected(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = x.double()
+    return wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+
+
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+@pytest.mark.parametrize("magnitude", [1e-4, 1.0, 1e4])
+def test_equals_double_precision(
+    cpu_backend: Backend, rows: int, width: int, magnitude: float
+) -> None:
+    x, weight = torch.randn(rows, width) * magnitude, torch.randn(width)
+    result = cpu_backend.rms_norm(x, weight, 1e-5)
+    torch.testing.assert_close(result.double(), expected(x, weight, 1e-5), atol=1e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_adds_the_residual_first(cpu_backend: Backend, rows: int, width: int) -> None:
+    x, residual, weight = torch.randn(rows, width), torch.randn(rows, width), torch.randn(width)
+    before = residual.clone()
+    normed, total = cpu_backend.add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(total, x + before)
+    assert torch.equal(residual, before)
+    assert torch.equal(normed, cpu_backend.rms_norm(total, weight, 1e-5))
+
+
+def test_bitwise_the_same_at_any_number_of_rows(compiled: Backend) -> None:
+    x, weight = torch.randn(50, 333), torch.randn(333)
+    together = compiled.rms_norm(x, weight, 1e-5)
+    for row in range(50):
+        assert torch.equal(compiled.rms_norm(x[row : row + 1], weight, 1e-5)[0], together[row])
+
+
+def test_writes_into_out(cpu_backend: Backend) -> None:
+    x, weight, out = torch.randn(4, 20), torch.randn(20), torch.empty(4, 20)
+    assert cpu_backend.rms_norm(x, weight, 1e-5, out) is out
+    assert torch.equal(out, cpu_backend.rms_norm(x, weight, 1e-5))
+
+
+def test_bad_input_is_named(compiled: Backend) -> None:
+    x, weight = torch.randn(4, 20), torch.randn(20)
+    with pytest.raises(KernelInputError, match=r"weight float32 \[H\]"):
+        compiled.rms_norm(x, weight[:19], 1e-5)
+    with pytest.raises(KernelInputError, match="residual must be"):
+        compiled.add_rms_norm(x, x[:3], weight, 1e-5)
+    with pytest.raises(KernelInputError, match="out must be"):
+        compiled.rms_norm(x, weight, 1e-5, torch.empty(4, 21))
