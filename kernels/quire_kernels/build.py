@@ -20,10 +20,9 @@ PACKAGE = Path(__file__).parent
 LIBRARY_FOLDER = PACKAGE / "_lib"
 STAMP = "sources.sha256"
 
-# No libgomp is linked: its symbols come from the one that torch has loaded (library.py), so that
-# one pool of threads serves both. -ffp-contract=off leaves each rounding where the source puts it.
+# -ffp-contract=off leaves each rounding where the source puts it.
 FLAGS = (
-    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fopenmp"),
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread"),
     *("-ffp-contract=off", "-fno-math-errno", "-Wall", "-Wextra", "-Werror"),
 )
 
@@ -138,7 +137,7 @@ def _compile(compiler: str, variant: Variant, staging: str) -> list[list[str]]:
 
 def _link(compiler: str, variant: Variant, staging: str) -> list[str]:
     objects = [f"{staging}/{variant.name}.o", f"{staging}/{variant.name}_supported.o"]
-    return [compiler, "-shared", *objects, "-o", f"{staging}/{variant.library}"]
+    return [compiler, "-shared", "-pthread", *objects, "-o", f"{staging}/{variant.library}"]
 
 
 def _run_all(commands: Iterable[list[str]]) -> None:

@@ -77,17 +77,4 @@ def load_library(isa: str) -> ctypes.CDLL:
 
 @functools.cache
 def _open(path: Path) -> ctypes.CDLL:
-    _share_openmp()
     return ctypes.CDLL(str(path))
-
-
-@functools.cache
-def _share_openmp() -> None:
-    """Make the OpenMP runtime that torch has loaded the one that our libraries find.
-
-    Two runtimes in a process are two pools of threads that fight for the cores. torch's wheels
-    carry a libgomp of their own, under names that differ; a second handle makes it global.
-    """
-    with Path("/proc/self/maps").open() as maps:
-        loaded = {line.split()[-1] for line in maps if "libgomp" in line}
-    ctypes.CDLL(min(loaded, default="libgomp.so.1"), mode=ctypes.RTLD_GLOBAL)

@@ -77,7 +77,8 @@ def test_the_environment_forces_torch_in_a_process() -> None:
     assert result.stdout.strip() == "torch"
 
 
-def test_one_openmp_runtime_in_the_process(compiled: Backend) -> None:
+def test_the_kernels_bring_no_second_openmp_runtime(compiled: Backend) -> None:
+    """Two pools that spin would fight for the cores."""
     del compiled
     maps = Path("/proc/self/maps").read_text().splitlines()
     runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libomp" in line}

@@ -33,7 +33,7 @@ def test_kernels_under_address_and_undefined_behaviour_sanitizers(
         command = [find_compiler(), *flags, *variant.flags, *sanitize, f"-I{PACKAGE}"]
         subprocess.run([*command, str(DRIVER), "-o", str(staged)], check=True)
         staged.replace(binary)
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=1", "OMP_NUM_THREADS": "3"}
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=1"}
     result = subprocess.run(
         [str(binary)], env=environment, capture_output=True, text=True, check=False
     )
