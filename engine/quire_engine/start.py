@@ -13,6 +13,7 @@ from quire_engine.engine import Engine
 from quire_engine.errors import ConfigError, NoDevice
 from quire_engine.loader import LoadedModel, load_model
 from quire_engine.machine import available_memory_bytes, num_cpus
+from quire_engine.memory_plan import activation_bytes
 from quire_engine.messages import CoreReady
 from quire_engine.runner import ModelRunner
 from quire_engine.scheduler import Scheduler
@@ -21,7 +22,6 @@ MAX_CPU_KV_BYTES = 4 << 30
 CPU_KV_SHARE = 0.4  # of what the weights leave; the rest is for activations and the API process
 CPU_TOKEN_BUDGET = 512
 GPU_TOKEN_BUDGET = 8192
-GPU_ACTIVATION_VALUES = 4  # live [tokens, widest] tensors at a step's peak
 
 
 @dataclass
@@ -106,7 +106,7 @@ def choose_num_blocks(config: EngineConfig, model: LoadedModel) -> int:
     room = config.kv_cache_memory_bytes
     if room is None:
         room = _cpu_room() if model.device.type == "cpu" else _gpu_room(config, model)
-    num_blocks = room // block_bytes(config, model)
+    num_blocks = max(0, room) // block_bytes(config, model)
     if num_blocks < 1:
         raise ConfigError(
             f"the KV cache needs at least one block of {block_bytes(config, model)} bytes, got "
@@ -146,11 +146,9 @@ def _cpu_room() -> int:
 
 
 def _gpu_room(config: EngineConfig, model: LoadedModel) -> int:
-    """Share of the GPU less the weights and the widest activations of a full step."""
+    """Share of the GPU less the weights and a full step's activations."""
     _, total = torch.cuda.mem_get_info(model.device)
-    shapes = model.decoder.config
+    dtype = str(model.activation_dtype).removeprefix("torch.")
     budget = choose_token_budget(config, model.device)
-    step = budget * 2 * shapes.intermediate_size * model.activation_dtype.itemsize
-    logits = config.max_num_seqs * shapes.vocab_size * 4
-    activations = GPU_ACTIVATION_VALUES * step + 3 * logits  # logits, their softmax and its sum
-    return int(total * config.gpu_memory_utilization) - model.weight_bytes - activations
+    peak = activation_bytes(model.decoder.config, dtype, budget, config.max_num_seqs)
+    return int(total * config.gpu_memory_utilization) - model.weight_bytes - peak

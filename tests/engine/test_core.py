@@ -1,0 +1,184 @@
+"""The core as a process of its own, over real sockets, with a tiny model."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import msgspec
+import pytest
+import zmq
+
+from quire_engine.config import EngineConfig
+from quire_engine.messages import (
+    AbortRequests,
+    AddRequest,
+    CoreFailed,
+    CoreReady,
+    FromCore,
+    RequestId,
+    SamplingParams,
+    Shutdown,
+)
+from quire_engine.progress import ProgressFile
+
+RECEIVE_MS = 60_000  # a core that imports torch on a busy machine
+
+
+class CoreUnderTest:
+    """A started core, its sockets and its pulse."""
+
+    def __init__(self, folder, model, **fields):
+        self.context = zmq.Context()
+        self.requests = self._bind(zmq.PUSH, folder / "requests")
+        self.outputs = self._bind(zmq.PULL, folder / "outputs")
+        self.progress = ProgressFile.create(folder / "progress")
+        fields = {"device": "cpu", "kv_cache_memory_bytes": 1 << 20, "num_threads": 1, **fields}
+        (folder / "config.json").write_bytes(EngineConfig(model=str(model), **fields).to_json())
+        self.command = [
+            *(sys.executable, "-m", "quire_engine.core"),
+            *("--config", str(folder / "config.json")),
+            *("--requests", f"ipc://{folder}/requests"),
+            *("--outputs", f"ipc://{folder}/outputs"),
+            *("--progress", str(folder / "progress")),
+        ]
+        self.process = None
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
+        return self
+
+    def send(self, message):
+        self.requests.send(msgspec.msgpack.encode(message))
+
+    def receive(self):
+        assert self.outputs.poll(RECEIVE_MS), "the core said nothing"
+        return msgspec.msgpack.decode(self.outputs.recv(), type=FromCore)
+
+    def receive_until_idle(self):
+        """All outputs up to the report of an idle core, and that report's stats."""
+        outputs = []
+        while True:
+            message = self.receive()
+            outputs += message.outputs
+            if not message.outputs and message.stats.num_running + message.stats.num_waiting == 0:
+                return outputs, message.stats
+
+    def close(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.context.destroy(linger=0)
+
+    def _bind(self, kind, path):
+        socket = self.context.socket(kind)
+        socket.bind(f"ipc://{path}")
+        return socket
+
+
+@pytest.fixture
+def core(tmp_path):
+    """Makes a core, not yet started, that is ended with the test."""
+    cores = []
+
+    def core(model, **fields):
+        cores.append(CoreUnderTest(tmp_path, model, **fields))
+        return cores[-1]
+
+    yield core
+    for made in cores:
+        made.close()
+
+
+def request(name, prompt_len=3, max_tokens=4):
+    return AddRequest(
+        request_id=RequestId(name),
+        prompt_token_ids=tuple(range(1, prompt_len + 1)),
+        sampling=SamplingParams(temperature=0, max_tokens=max_tokens),
+    )
+
+
+def test_a_core_serves_survives_bad_input_and_signals_and_shuts_down(core, tiny_model):
+    running = core(tiny_model("qwen3")).start()
+    ready = running.receive()
+    assert isinstance(ready, CoreReady)
+    assert (ready.vocab_size, ready.max_model_len, ready.device) == (128, 256, "cpu")
+    assert set(ready.startup_seconds) == {"imports", "weights", "kv_cache", "warmup"}
+    assert ready.num_blocks * ready.block_size * 3 * 2 * 2 * 16 * 4 == ready.kv_cache_bytes
+    loaded = running.progress.read()
+    assert loaded.pending == 0
+    assert loaded.counter > 30  # a bump for each tensor
+
+    running.process.send_signal(signal.SIGTERM)  # the parent's business, not the core's
+    running.send(request("good"))
+    running.send(request("bad", prompt_len=0))
+    outputs, stats = running.receive_until_idle()
+    reasons = {o.request_id: o.finish_reason for o in outputs if o.finish_reason}
+    assert reasons == {"good": "length", "bad": "error"}
+    assert sum(len(o.token_ids) for o in outputs) == 4
+    assert stats.num_free_blocks == stats.num_blocks
+    assert running.progress.read().counter > loaded.counter + 4 * 3
+
+    running.send(request("gone", max_tokens=200))
+    assert running.receive().stats.num_running == 1
+    running.send(AbortRequests(request_ids=(RequestId("gone"),)))
+    _, stats = running.receive_until_idle()
+    assert stats.num_free_blocks == stats.num_blocks
+
+    running.send(Shutdown())
+    assert running.process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize(
+    ("breakage", "exit_code", "reason"),
+    [
+        ("cut", 65, "ModelCorrupt"),
+        ("gone", 66, "ModelMissing"),
+        ("device", 69, "NoDevice"),
+        ("context", 2, "BadConfig"),
+    ],
+)
+def test_what_a_core_cannot_survive_is_said_and_becomes_its_exit_code(
+    core, tiny_model, breakage, exit_code, reason
+):
+    model, fields = tiny_model("llama"), {}
+    if breakage == "cut":
+        weights = model / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    elif breakage == "gone":
+        model = model / "elsewhere"
+    elif breakage == "device":
+        fields = {"device": "cuda"}
+    else:
+        fields = {"max_model_len": 10_000}
+    running = core(model, **fields).start()
+    failed = running.receive()
+    assert isinstance(failed, CoreFailed)
+    assert (failed.exit_code, failed.reason) == (exit_code, reason)
+    assert failed.message
+    assert running.process.wait(timeout=30) == exit_code
+
+
+def test_a_core_dies_with_its_parent(core, tiny_model, tmp_path):
+    orphan = core(tiny_model("llama"))
+    parent = textwrap.dedent(f"""
+        import subprocess, sys, time
+        child = subprocess.Popen({orphan.command!r}, stderr=subprocess.DEVNULL)
+        print(child.pid, flush=True)
+        time.sleep(600)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
+    pid = int(process.stdout.readline())
+    descriptor = os.pidfd_open(pid)
+    assert isinstance(orphan.receive(), CoreReady)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    poller = zmq.Poller()
+    poller.register(descriptor, zmq.POLLIN)
+    begin = time.monotonic()
+    assert poller.poll(RECEIVE_MS), "the core outlived its parent"
+    assert time.monotonic() - begin < 10
+    os.close(descriptor)

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from quire_engine import start
+from quire_engine.config import EngineConfig
+from quire_engine.errors import ConfigError, NoDevice
+from quire_engine.messages import AddRequest, RequestId, SamplingParams
+
+GIB = 1 << 30
+BYTES_PER_BLOCK = 3 * 2 * 2 * 16 * 4 * 16  # layers, keys and values, heads, head_dim, fp32, tokens
+
+
+@pytest.fixture
+def config(tiny_model):
+    """Makes a config over one tiny model."""
+    model = str(tiny_model("llama"))
+    return lambda **fields: EngineConfig(
+        **{"model": model, "kv_cache_memory_bytes": 1 << 20, "device": "cpu", **fields}
+    )
+
+
+def test_an_engine_starts_and_answers(config):
+    engine, ready = start.start_engine(config())
+    assert ready.num_blocks == (1 << 20) // BYTES_PER_BLOCK
+    assert ready.max_num_batched_tokens == 512
+    assert ready.dtype == "float32"
+    engine.add_request(
+        AddRequest(
+            request_id=RequestId("r"),
+            prompt_token_ids=(1, 2, 3),
+            sampling=SamplingParams(temperature=0, max_tokens=3),
+        )
+    )
+    tokens = []
+    while engine.num_pending:
+        tokens += [t for output in engine.step().outputs for t in output.token_ids]
+    assert len(tokens) == 3
+    engine.idle_report()
+
+
+def test_the_cache_takes_its_share_of_what_is_left(config, monkeypatch):
+    monkeypatch.setattr(start, "available_memory_bytes", lambda: 10 * BYTES_PER_BLOCK)
+    _, ready = start.start_engine(config(kv_cache_memory_bytes=None))
+    assert ready.num_blocks == 4
+    monkeypatch.setattr(start, "available_memory_bytes", lambda: 100 * GIB)
+    _, ready = start.start_engine(config(kv_cache_memory_bytes=None))
+    assert ready.kv_cache_bytes <= 4 * GIB < ready.kv_cache_bytes + BYTES_PER_BLOCK
+
+
+def test_a_small_cache_bounds_the_context_unless_one_is_asked_for(config):
+    _, ready = start.start_engine(config(num_gpu_blocks_override=4))
+    assert ready.max_model_len == 64
+    with pytest.raises(ConfigError, match=r"max_model_len must be <= 64 tokens .* got 100"):
+        start.start_engine(config(num_gpu_blocks_override=4, max_model_len=100))
+
+
+def test_a_context_beyond_the_models_is_refused(config):
+    with pytest.raises(ConfigError, match=r"max_model_len must be <= 256 .* got 257"):
+        start.start_engine(config(max_model_len=257))
+    _, ready = start.start_engine(config(max_model_len=256))
+    assert ready.max_model_len == 256
+
+
+def test_no_room_for_a_single_block_is_said(config):
+    with pytest.raises(ConfigError, match=f"one block of {BYTES_PER_BLOCK} bytes, got room for 9"):
+        start.start_engine(config(kv_cache_memory_bytes=9))
+
+
+def test_a_gpu_that_is_not_there_is_said(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(NoDevice, match="--device cpu"):
+        start.start_engine(config(device="cuda"))
+    assert start.choose_device(config(device="auto")).type == "cpu"
+
+
+def test_the_budget_has_a_token_for_each_sequence(config):
+    assert start.choose_token_budget(config(), torch.device("cpu")) == 512
+    many = config(max_num_seqs=600)
+    assert start.choose_token_budget(many, torch.device("cpu")) == 600
+    asked = config(max_num_seqs=4, max_num_batched_tokens=32)
+    assert start.choose_token_budget(asked, torch.device("cpu")) == 32
