@@ -125,7 +125,8 @@ def _refused(case: Case) -> Trouble | None:
 
 
 def _scaled_to_zero(case: Case) -> Trouble | None:
-    if case.seen.spec.replicas > 0 or case.fetch.stage in (Stage.RUNNING, Stage.FAILED):
+    fetches = case.seen.spec.cache.prefetch and case.fetch.stage is not Stage.COMPLETE
+    if case.seen.spec.replicas > 0 or (fetches and case.seen.fetches):
         return None
     return "ScaledToZero", "spec.replicas is 0: no pod runs; set it to 1 or more to serve"
 

@@ -1,6 +1,6 @@
 """`kubectl quire`: what a person asks of a service, read from its status.
 
-Installed as `kubectl-quire`, which kubectl finds on PATH. It reads through kubectl itself, so that it
+Installed as `kubectl-quire`, which kubectl finds on PATH. It reads through kubectl itself, and so
 uses whatever cluster and credentials kubectl would.
 """
 
@@ -40,7 +40,7 @@ def status(name: str, namespace: NAMESPACE = None, output: OUTPUT = "text") -> N
 
 
 def read(name: str, namespace: str | None) -> dict[str, Any]:
-    """The InferenceService as kubectl reads it; ends the process with kubectl's words if it cannot."""
+    """The InferenceService as kubectl reads it; if it cannot, exits with its words."""
     command = ["kubectl", "get", f"{api.PLURAL}.{api.GROUP}", name, "-o", "json"]
     if namespace:
         command += ["-n", namespace]

@@ -53,13 +53,14 @@ def overlay(template: Manifest, patch: Manifest) -> Manifest:
 
 def _protected(template: Manifest, merged: Manifest) -> Manifest:
     ours = template["metadata"]["labels"]
-    metadata = {**merged["metadata"], "labels": {**merged["metadata"].get("labels", {}), **ours}}
-    containers = merged["spec"].get("containers") or []
+    metadata, spec = merged.get("metadata") or {}, merged.get("spec") or {}
+    metadata = {**metadata, "labels": {**(metadata.get("labels") or {}), **ours}}
+    containers = spec.get("containers") or []
     if not any(c.get("name") == names.ENGINE_CONTAINER for c in containers):
         raise OverlayError("spec.podTemplate removes the container `engine`, which serves; keep it")
     engine = next(c for c in template["spec"]["containers"] if c["name"] == names.ENGINE_CONTAINER)
     kept = [_restored(c, engine) if c["name"] == engine["name"] else c for c in containers]
-    return {"metadata": metadata, "spec": {**merged["spec"], "containers": kept}}
+    return {"metadata": metadata, "spec": {**spec, "containers": kept}}
 
 
 def _restored(container: Manifest, engine: Manifest) -> Manifest:

@@ -118,7 +118,15 @@ def _comparable(status: api.Status) -> api.Status:
     """Our conditions by type: the list is a map to the API server, and others may add theirs."""
     ours = [c for c in status.conditions if c.type in conditions.TYPES]
     ours.sort(key=lambda condition: condition.type)
-    return msgspec.structs.replace(status, conditions=ours)
+    # What an apply takes back may leave an empty map behind.
+    return msgspec.structs.replace(
+        status,
+        conditions=ours,
+        model=status.model if status.model != api.ModelStatus() else None,
+        plan=status.plan if status.plan != api.PlanStatus() else None,
+        startup=status.startup if status.startup != api.StartupStatus() else None,
+        scaling=status.scaling if status.scaling != api.ScalingStatus() else None,
+    )
 
 
 async def write(client: Api, world: World, service: ServiceView, status: api.Status) -> bool:

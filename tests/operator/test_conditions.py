@@ -1,0 +1,278 @@
+"""The table of troubles: what each state of the world is called, and in which words."""
+
+from dataclasses import replace
+
+import pytest
+
+from quire_operator import conditions
+from quire_operator.conditions import Case, Problem
+from quire_operator.kinds import CLAIM, DEPLOYMENT, JOB, POD, Manifest
+from quire_operator.names import Key
+from quire_operator.observe import Observation, observe
+from quire_operator.plan import plan
+from quire_operator.testing import Rig, service_manifest
+
+CHAT = Key("default", "chat")
+
+
+def look(rig: Rig) -> Observation:
+    service = rig.world.service(CHAT)
+    assert service is not None
+    assert service.spec is not None
+    defaults = rig.reconciler.defaults
+    return observe(rig.world, CHAT, service, service.spec, defaults, rig.cluster.now)
+
+
+def case(rig: Rig, *problems: Problem, **more: object) -> Case:
+    seen = replace(look(rig), **more)  # type: ignore[arg-type]
+    return Case(seen, plan(seen), problems)
+
+
+def ready(found: Case) -> tuple[str, str, str]:
+    first = conditions.conditions(found)[0]
+    assert first.type == "Ready"
+    return first.status, first.reason, first.message
+
+
+async def up(rig: Rig, **spec: object) -> None:
+    rig.cluster.put(service_manifest(**spec))  # type: ignore[arg-type]
+    await rig.bring_up(CHAT)
+
+
+def engine_pod(rig: Rig) -> Manifest:
+    return next(p for p in rig.cluster.all(POD) if "fetch" not in p["metadata"]["name"])
+
+
+def spoil(rig: Rig, state: Manifest, last: Manifest | None = None, **status: object) -> None:
+    """Makes the engine's pod unready, in the given state."""
+    pod = engine_pod(rig)
+    container = {"name": "engine", "state": state, "lastState": last or {}, "restartCount": 3}
+    pod["status"] = {
+        "conditions": [{"type": "Ready", "status": "False"}],
+        "containerStatuses": [container],
+        **status,
+    }
+    rig.cluster.put(pod)
+
+
+EXIT = {"exitCode": 1, "message": "INFO a b\nquire-engine: config.json has no hidden_size\n"}
+LOOP = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}}
+TABLE = [
+    (LOOP, EXIT, "CrashLoop", "the engine exited with 1: config.json has no hidden_size"),
+    ({"terminated": EXIT}, None, "CrashLoop", "config.json has no hidden_size (restarted 3 times)"),
+    ({"running": {}}, EXIT, "CrashLoop", "config.json has no hidden_size"),
+    (
+        LOOP,
+        {"exitCode": 70, "message": '{"reason":"Core","message":"core died"}'},
+        "CrashLoop",
+        "core died",
+    ),
+    (LOOP, {"exitCode": 137, "reason": "OOMKilled"}, "OOMKilled", "memory limit of 2Gi"),
+    (
+        {"waiting": {"reason": "ImagePullBackOff", "message": "no such tag"}},
+        None,
+        "ImagePull",
+        "no such tag",
+    ),
+    ({"waiting": {"reason": "ErrImagePull", "message": "denied"}}, None, "ImagePull", "denied"),
+    (
+        {"waiting": {"reason": "CreateContainerConfigError", "message": 'secret "s" not found'}},
+        None,
+        "PodConfig",
+        'secret "s" not found',
+    ),
+    ({"running": {}}, None, "Starting", "0 of 1 replicas ready, 1 loading the model"),
+    (
+        {"waiting": {"reason": "ContainerCreating"}},
+        None,
+        "Starting",
+        "0 of 1 replicas ready, 0 load",
+    ),
+]
+
+
+@pytest.mark.parametrize(("state", "last", "reason", "words"), TABLE)
+async def test_a_pods_state(
+    rig: Rig, state: Manifest, last: Manifest | None, reason: str, words: str
+) -> None:
+    await up(rig, resources={"gpus": 0, "memory": "2Gi"})
+    spoil(rig, state, {"terminated": last} if last else None)
+    status, found, message = ready(case(rig))
+    assert (status, found) == ("False", reason)
+    assert words in message
+
+
+async def test_oom_without_a_limit_says_so(rig: Rig) -> None:
+    await up(rig)
+    spoil(rig, LOOP, {"terminated": {"exitCode": 137, "reason": "OOMKilled"}})
+    assert "no limit is set" in ready(case(rig))[2]
+
+
+async def test_the_schedulers_words(rig: Rig) -> None:
+    await up(rig)
+    words = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+    pod = engine_pod(rig)
+    pod["status"] = {
+        "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words}
+        ]
+    }
+    rig.cluster.put(pod)
+    assert ready(case(rig)) == ("False", "Unschedulable", words)
+
+
+async def test_an_evicted_pod(rig: Rig) -> None:
+    await up(rig)
+    spoil(rig, {}, phase="Failed", reason="Evicted", message="low on disk")
+    assert ready(case(rig)) == ("False", "Evicted", "low on disk")
+
+
+async def test_a_crash_is_worse_than_waiting(rig: Rig) -> None:
+    await up(rig, replicas=3)
+    pods = [p for p in rig.cluster.all(POD) if "fetch" not in p["metadata"]["name"]]
+    for pod, state in zip(pods, ({"running": {}}, LOOP, {"running": {}}), strict=True):
+        pod["status"] = {
+            "conditions": [{"type": "Ready", "status": "False"}],
+            "containerStatuses": [
+                {
+                    "name": "engine",
+                    "state": state,
+                    "lastState": {"terminated": EXIT} if state is LOOP else {},
+                }
+            ],
+        }
+        rig.cluster.put(pod)
+    assert ready(case(rig))[1] == "CrashLoop"
+
+
+async def test_one_of_two_serves_and_the_others_trouble_is_told(rig: Rig) -> None:
+    await up(rig, replicas=2)
+    spoil(rig, LOOP, {"terminated": EXIT})
+    status, reason, message = ready(case(rig))
+    assert (status, reason) == ("True", "CrashLoop")
+    assert message.startswith("1 of 2 replicas ready; the engine exited with 1")
+    pods_ready = conditions.conditions(case(rig))[2]
+    assert (pods_ready.type, pods_ready.status) == ("PodsReady", "False")
+
+
+async def test_one_of_two_serves_while_the_other_starts(rig: Rig) -> None:
+    await up(rig, replicas=2)
+    spoil(rig, {"running": {}})
+    assert ready(case(rig))[:2] == ("True", "Ready")
+
+
+async def test_problems_of_applying_come_first(rig: Rig) -> None:
+    await up(rig)
+    spoil(rig, LOOP, {"terminated": EXIT})
+    found = ready(case(rig, Problem("NameConflict", "Service chat is not ours")))
+    assert found == ("False", "NameConflict", "Service chat is not ours")
+
+
+async def test_pods_that_a_quota_refuses(rig: Rig) -> None:
+    await up(rig)
+    at = Key("default", rig.cluster.all(DEPLOYMENT)[0]["metadata"]["name"])
+    words = 'pods "x" is forbidden: exceeded quota: gpus'
+    failure = {"type": "ReplicaFailure", "status": "True", "message": words}
+    rig.cluster.set_status(DEPLOYMENT, at, {"conditions": [failure]})
+    rig.cluster.remove(POD, Key("default", engine_pod(rig)["metadata"]["name"]))
+    assert ready(case(rig)) == ("False", "QuotaExceeded", words)
+
+
+async def test_a_claim_that_is_not_bound_says_why(rig: Rig) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    words = 'storageclass.storage.k8s.io "nope" not found'
+    status, reason, message = ready(case(rig, claim_event=words))
+    assert (status, reason) == ("False", "ClaimUnbound")
+    assert message.endswith(words)
+
+
+async def test_a_claim_that_waits_for_its_first_consumer_is_no_trouble(rig: Rig) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    assert ready(case(rig))[1] == "Fetching"
+
+
+async def test_a_lost_claim(rig: Rig) -> None:
+    await up(rig)
+    at = Key("default", rig.cluster.all(CLAIM)[0]["metadata"]["name"])
+    rig.cluster.set_status(CLAIM, at, {"phase": "Lost"})
+    spoil(rig, {"waiting": {"reason": "ContainerCreating"}})
+    assert ready(case(rig))[1] == "ClaimUnbound"
+
+
+async def test_a_fetch_that_gets_no_pod(rig: Rig) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    words = 'pods "x" is forbidden: exceeded quota: pods'
+    assert ready(case(rig, job_event=words))[1:] == (
+        "QuotaExceeded",
+        f"the fetch gets no pod: {words}",
+    )
+
+
+async def test_a_fetch_killed_without_a_word(rig: Rig) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    job = rig.cluster.all(JOB)[0]
+    failed = {"type": "Failed", "status": "True", "message": "BackoffLimitExceeded"}
+    rig.cluster.set_status(JOB, Key("default", job["metadata"]["name"]), {"conditions": [failed]})
+    await rig.settle()
+    found = ready(case(rig))
+    assert found[1] == "Interrupted"
+    assert "BackoffLimitExceeded" in found[2]
+
+
+async def test_an_empty_dir_is_filled_by_an_init_container(rig: Rig) -> None:
+    rig.cluster.put(service_manifest(cache={"mode": "none"}))
+    await rig.settle()
+    rig.cluster.run_deployments(ready=False)
+    pod = engine_pod(rig)
+    pod["status"] = {"initContainerStatuses": [{"name": "fetch", "state": {"running": {}}}]}
+    rig.cluster.put(pod)
+    assert ready(case(rig))[1] == "Fetching"
+    ended = {"exitCode": 10, "message": '{"reason":"SourceNotFound","message":"no such repo"}'}
+    pod["status"]["initContainerStatuses"][0] = {
+        "name": "fetch",
+        "state": LOOP,
+        "lastState": {"terminated": ended},
+        "restartCount": 2,
+    }
+    rig.cluster.put(pod)
+    assert ready(case(rig))[1] == "SourceNotFound"
+
+
+async def test_a_revision_that_never_gets_ready_passes_its_deadline(rig: Rig) -> None:
+    await up(rig, rollout={"progressDeadlineSeconds": 60})
+    spoil(rig, {"running": {}})
+    at = Key("default", rig.cluster.all(DEPLOYMENT)[0]["metadata"]["name"])
+    rig.cluster.set_status(DEPLOYMENT, at, {"observedGeneration": 9, "readyReplicas": 0})
+
+    def rollout() -> str:
+        found = {c.type: c for c in conditions.conditions(case(rig))}
+        return found["RolloutComplete"].reason
+
+    rig.cluster.now += 59
+    assert rollout() == "Progressing"
+    rig.cluster.now += 1
+    assert rollout() == "ProgressDeadlineExceeded"
+
+
+async def test_long_messages_are_cut(rig: Rig) -> None:
+    await up(rig)
+    found = ready(case(rig, Problem("Refused", "x" * 5000)))
+    assert len(found[2]) == conditions.MAX_MESSAGE
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "words"),
+    [
+        (1_200_000_000, 16_100_000_000, ("1.2", "16.1 GB")),
+        (5_000_000, 272_600_000, ("5.0", "272.6 MB")),
+        (0, 999, ("0", "999 bytes")),
+    ],
+)
+def test_bytes_in_words(done: int, total: int, words: tuple[str, str]) -> None:
+    assert conditions._pair(done, total) == words
