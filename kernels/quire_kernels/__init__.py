@@ -6,7 +6,7 @@ Hq and Hkv heads, D head features, B sequences. Tensors are contiguous unless sa
 
 import torch
 
-from quire_kernels.backend import Backend, backend
+from quire_kernels.backends import Backend, backend
 from quire_kernels.errors import (
     KernelError,
     KernelInputError,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quire_kernels.backend import Backend, cpp_backend, torch_backend, triton_backend
+from quire_kernels.backends import Backend, cpp_backend, torch_backend, triton_backend
 from quire_kernels.library import available_isas
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

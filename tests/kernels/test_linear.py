@@ -4,7 +4,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quire_kernels import KernelInputError
-from quire_kernels.backend import Backend, cpp_backend, torch_backend
+from quire_kernels.backends import Backend, cpp_backend, torch_backend
 from quire_kernels.library import available_isas
 
 SHAPES = [(1, 1, 1), (1, 960, 576), (2, 33, 5), (5, 16, 1), (7, 17, 100), (13, 100, 2500)]

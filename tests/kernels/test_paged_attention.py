@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire_kernels import KernelInputError
-from quire_kernels.backend import Backend, cpp_backend, torch_backend, triton_backend
+from quire_kernels.backends import Backend, cpp_backend, torch_backend, triton_backend
 from quire_kernels.library import available_isas
 
 from .conftest import PagedBatch, int32

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from quire_kernels import KernelInputError
-from quire_kernels.backend import Backend
+from quire_kernels.backends import Backend
 
 SHAPES = [(1, 576), (7, 64), (3, 1), (5, 17), (40, 1000)]
 

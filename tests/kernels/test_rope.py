@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from quire_kernels import KernelInputError
-from quire_kernels.backend import Backend
+from quire_kernels.backends import Backend
 
 
 def table(num_positions: int, dim: int) -> torch.Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from quire_kernels import KernelInputError
-from quire_kernels.backend import Backend
+from quire_kernels.backends import Backend
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 1536), (3, 1), (7, 17), (20, 100)])

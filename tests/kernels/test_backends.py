@@ -10,7 +10,7 @@ import torch
 
 import quire_kernels
 from quire_kernels import KernelInputError, KernelSettingError
-from quire_kernels.backend import Backend, choose_cpu_backend, cpp_backend, torch_backend
+from quire_kernels.backends import Backend, choose_cpu_backend, cpp_backend, torch_backend
 from quire_kernels.library import available_isas, load_library
 from quire_kernels.settings import KernelSettings, read_settings
 
