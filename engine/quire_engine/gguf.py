@@ -217,14 +217,15 @@ def _q4_k(raw: Bytes) -> Floats:
 def _q6_k(raw: Bytes) -> Floats:
     """256 values: 128 bytes of low nibbles, 64 of two high bits, 16 signed scales, d."""
     blocks = raw.reshape(-1, 210)
-    low = blocks[:, :128].reshape(-1, 2, 1, 64)
-    low = np.concatenate((low & 15, low >> 4), axis=2).reshape(-1, 8, 32)
-    high = blocks[:, 128:192].reshape(-1, 2, 1, 32)
+    nibbles = blocks[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate((nibbles & 15, nibbles >> 4), axis=2).reshape(-1, 8, 32)
+    pairs = blocks[:, 128:192].reshape(-1, 2, 1, 32)
     shifts = np.array([0, 2, 4, 6], np.uint8).reshape(1, 1, 4, 1)
-    high = ((high >> shifts) & 3).reshape(-1, 8, 32)
+    high = ((pairs >> shifts) & 3).astype(np.uint8).reshape(-1, 8, 32)
     values = (low | (high << 4)).astype(np.float32) - 32
-    scales = _half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
-    return values.reshape(-1, 16, 16) * scales[:, :, None]
+    scales: Floats = _half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
+    weights: Floats = values.reshape(-1, 16, 16) * scales[:, :, None]
+    return weights
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.weights = weights
+        self._split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
 
     def forward(self, inputs: StepInputs, caches: tuple[KVCache, ...]) -> Tensor:
         """Logits [R, vocab] float32 of the rows that `inputs` asks for; fills the caches."""
@@ -78,17 +79,16 @@ class Decoder:
         next_norms = [layer.input_norm for layer in weights.layers[1:]] + [weights.final_norm]
         for layer, cache, next_norm in zip(weights.layers, caches, next_norms, strict=True):
             hidden = self._attention(layer, cache, hidden, inputs)
+            if layer is weights.layers[-1]:  # from here on only what is asked for
+                hidden, residual = hidden[inputs.logits_rows], residual[inputs.logits_rows]
+                if not len(hidden):  # chunks that reach no sequence's end
+                    return hidden.new_empty((0, self.config.vocab_size), dtype=torch.float32)
             hidden, residual = kernels.add_rms_norm(hidden, residual, layer.post_norm, eps)
             hidden = kernels.linear(
                 kernels.silu_mul(kernels.linear(hidden, layer.gate_up)), layer.down
             )
             hidden, residual = kernels.add_rms_norm(hidden, residual, next_norm, eps)
-        return self._logits(hidden[inputs.logits_rows])
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        if not len(hidden):  # a step of chunks that reach no sequence's end
-            return hidden.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-        return kernels.linear(hidden, self.weights.head).float()
+        return kernels.linear(hidden, weights.head).float()
 
     def _attention(
         self, layer: LayerWeights, cache: KVCache, hidden: Tensor, inputs: StepInputs
@@ -98,9 +98,7 @@ class Decoder:
         num_tokens, dim = hidden.shape[0], config.head_dim
         qkv = kernels.linear(hidden, layer.qkv, layer.qkv_bias)
         heads = qkv.view(num_tokens, config.num_heads + 2 * config.num_kv_heads, dim)
-        query, key, value = heads.split(
-            (config.num_heads, config.num_kv_heads, config.num_kv_heads), dim=1
-        )
+        query, key, value = torch.split_with_sizes(heads, self._split, dim=1)
         if layer.query_norm is not None and layer.key_norm is not None:
             query = _head_norm(query, layer.query_norm, config.rms_norm_eps)
             key = _head_norm(key, layer.key_norm, config.rms_norm_eps)
