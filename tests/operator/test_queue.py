@@ -25,8 +25,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _run_once(self) -> None:
         ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
-        if not ready and scheduled:
-            self.virtual = max(self.virtual, scheduled[0].when())
+        due = [timer.when() for timer in scheduled if not timer.cancelled()]
+        if not ready and due:
+            self.virtual = max(self.virtual, min(due))
         super()._run_once()  # type: ignore[misc]
 
 

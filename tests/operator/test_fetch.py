@@ -1,0 +1,124 @@
+"""The fetch's bookkeeping: attempts, delays, repairs. The whole way is in test_reconcile.py."""
+
+import pytest
+
+from quire_operator import fetch
+from quire_operator.kinds import CLAIM, JOB, POD
+from quire_operator.names import Key
+from quire_operator.testing import Rig, service_manifest
+
+
+def test_a_failure_is_tried_again_within_30_seconds_for_20_minutes() -> None:
+    delays = [fetch.retry_seconds(n) for n in range(1, fetch.RETRY_PATIENT_AFTER)]
+    assert max(delays) <= 20
+    assert sum(delays) > 1100
+    assert fetch.retry_seconds(fetch.RETRY_PATIENT_AFTER) == 300
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "commit"),
+    [
+        ('{"reason": "NoSpace", "message": "full"}', "NoSpace", None),
+        ('{"commit": "c0ffee", "seconds": 1.5, "more": [1]}', None, "c0ffee"),
+        ("Traceback (most recent call last):", None, None),
+        ("[1, 2]", None, None),
+        ("", None, None),
+    ],
+)
+def test_reports(text: str, reason: str | None, commit: str | None) -> None:
+    report = fetch.report_of(text)
+    assert (report.reason, report.commit) == (reason, commit)
+
+
+def test_the_last_line_of_a_log() -> None:
+    assert fetch.last_line("INFO a\nquire-engine: no such file\n\n") == "no such file"
+    assert fetch.last_line("") == ""
+
+
+async def fail(rig: Rig, times: int) -> None:
+    for _ in range(times):
+        rig.cluster.run_jobs({"reason": "Stalled", "message": "no bytes for 60 s"})
+        await rig.settle()
+        rig.cluster.now += 400
+        await rig.wake(Key("default", "chat"))
+
+
+async def test_attempts_are_counted_on_and_old_jobs_go(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    await fail(rig, 4)
+    jobs = [job["metadata"]["name"] for job in rig.cluster.all(JOB)]
+    assert [name.rpartition("-")[2] for name in jobs] == ["5"]
+    assert "4 attempts" in rig.condition(chat).message
+
+
+async def test_attempts_survive_the_jobs_deletion(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    await fail(rig, 2)
+    for job in rig.cluster.all(JOB):
+        rig.cluster.remove(JOB, Key("default", job["metadata"]["name"]))
+    await rig.settle()
+    rig.cluster.now += 400
+    await rig.wake(chat)
+    assert [j["metadata"]["name"].rpartition("-")[2] for j in rig.cluster.all(JOB)] == ["3"]
+
+
+async def test_a_job_deleted_at_half_is_not_taken_for_done(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    await rig.settle()
+    job = rig.cluster.all(JOB)[0]["metadata"]["name"]
+    rig.cluster.remove(JOB, Key("default", job))
+    await rig.settle()
+    assert len(rig.cluster.all(JOB)) == 1, "a new attempt, which resumes"
+    assert "fetched" not in str(rig.cluster.all(CLAIM))
+
+
+async def test_a_success_without_a_readable_report_is_a_success(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    job = rig.cluster.all(JOB)[0]["metadata"]["name"]
+    rig.cluster.remove(POD, Key("default", f"{job}-pod"))
+    done = {"type": "Complete", "status": "True", "lastTransitionTime": "2026-11-21T10:00:00Z"}
+    rig.cluster.set_status(JOB, Key("default", job), {"conditions": [done]})
+    await rig.settle()
+    assert rig.condition(chat, "ModelCached").reason == "Cached"
+
+
+async def test_repairs_of_one_claim_wait_longer_each_time(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    starts = []
+    for _ in range(3):
+        crash(rig, chat)
+        began = rig.cluster.now
+        await rig.settle()
+        while not rig.cluster.all(JOB):
+            again = rig.again[chat]
+            assert again is not None
+            rig.cluster.now += again
+            await rig.wake(chat)
+        starts.append(rig.cluster.now - began)
+        rig.cluster.now += 5
+        await rig.bring_up(chat)
+    assert starts[0] == 0
+    assert starts[1] < starts[2]
+
+
+def crash(rig: Rig, chat: Key) -> None:
+    from quire_operator.status import timestamp
+
+    rig.cluster.now += 1
+    pod = next(p for p in rig.cluster.all(POD) if "fetch" not in p["metadata"]["name"])
+    ended = {"exitCode": 66, "finishedAt": timestamp(rig.cluster.now), "message": "missing"}
+    pod["status"]["containerStatuses"] = [
+        {"name": "engine", "state": {"terminated": ended}, "restartCount": 0}
+    ]
+    rig.cluster.put(pod)

@@ -1,0 +1,95 @@
+"""How the parts are put together: events into the world, tasks that end together, kopf."""
+
+import asyncio
+
+import kopf
+import pytest
+from aiohttp import ClientSession
+
+from quire_operator import health
+from quire_operator.errors import QuireError
+from quire_operator.kinds import CHILDREN, SERVICE_KIND
+from quire_operator.main import (
+    WATCH_SERVER_SECONDS,
+    feed,
+    kopf_settings,
+    registry_for,
+    run_together,
+)
+from quire_operator.names import Key
+from quire_operator.testing import service_manifest
+from quire_operator.world import World
+
+
+def stored() -> dict[str, object]:
+    body = service_manifest()
+    body["metadata"] |= {"uid": "u", "resourceVersion": "1"}
+    return body
+
+
+def test_events_go_into_the_world_and_out_of_it() -> None:
+    world = World()
+    feed(world, SERVICE_KIND, {"type": "ADDED", "object": stored()})  # type: ignore[typeddict-item]
+    assert world.keys() == [Key("default", "chat")]
+    feed(world, SERVICE_KIND, {"type": "DELETED", "object": stored()})  # type: ignore[typeddict-item]
+    assert world.keys() == []
+
+
+def test_an_object_that_cannot_be_read_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    body = stored()
+    del body["metadata"]["uid"]  # type: ignore[attr-defined]
+    feed(World(), SERVICE_KIND, {"type": "ADDED", "object": body})  # type: ignore[typeddict-item]
+    assert "InferenceService event not understood" in caplog.text
+
+
+def test_kopf_watches_and_writes_nothing() -> None:
+    settings = kopf_settings()
+    assert settings.posting.enabled is False
+    assert settings.scanning.disabled is True
+    assert settings.peering.standalone is True
+    assert isinstance(WATCH_SERVER_SECONDS, int), "timeoutSeconds=600.0 is refused"
+    registry = registry_for(World())
+    assert isinstance(registry, kopf.OperatorRegistry)
+    assert registry._changing.get_all_handlers() == []
+    assert len(registry._watching.get_all_handlers()) == 1 + len(CHILDREN)
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def at_once() -> None:
+    return None
+
+
+async def broken() -> None:
+    raise QuireError("the lease is lost")
+
+
+async def test_the_end_of_the_main_task_ends_the_others() -> None:
+    await run_together(at_once(), forever(), forever())
+
+
+async def test_an_error_in_the_background_ends_all() -> None:
+    with pytest.raises(QuireError, match="the lease is lost"):
+        await run_together(forever(), broken(), forever())
+
+
+async def test_a_background_task_that_just_ends_is_an_error() -> None:
+    with pytest.raises(QuireError, match="should run for ever"):
+        await run_together(forever(), at_once())
+
+
+@pytest.mark.parametrize(("wrong", "status"), [(None, 200), ("a watch is stale", 500)])
+async def test_liveness(wrong: str | None, status: int) -> None:
+    runner = await health.serve((lambda: None, lambda: wrong), 0, "127.0.0.1")
+    try:
+        port = runner.addresses[0][1]
+        async with (
+            ClientSession() as session,
+            session.get(f"http://127.0.0.1:{port}/healthz") as response,
+        ):
+            assert response.status == status
+            assert (await response.text()) == (wrong or "ok")
+    finally:
+        await runner.cleanup()

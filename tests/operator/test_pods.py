@@ -1,0 +1,152 @@
+"""Pod templates: the engine's command line, security, and what makes a new revision."""
+
+import msgspec
+import pytest
+
+from quire_operator.api import Spec, decode_spec
+from quire_operator.kinds import Manifest
+from quire_operator.names import Key
+from quire_operator.pods import engine_template, fetch_template, mount_of, revision_of, spec_digest
+
+CHAT = Key("ns", "chat")
+
+
+def spec_of(uri: str = "hf://org/model", **more: object) -> Spec:
+    model = {"uri": uri, **more.pop("model", {})}  # type: ignore[dict-item]
+    return decode_spec({"model": model, **more})
+
+
+def template(**more: object) -> Manifest:
+    return engine_template(CHAT, spec_of(**more), "0a1b2c3d", "engine:v1", None)  # type: ignore[arg-type]
+
+
+def arguments(**more: object) -> list[str]:
+    args: list[str] = template(**more)["spec"]["containers"][0]["args"]
+    return args
+
+
+@pytest.mark.parametrize(
+    ("uri", "cache", "path"),
+    [
+        ("hf://org/model", {}, "/models/model"),
+        ("hf://org/model/file.gguf", {}, "/models/model/file.gguf"),
+        ("hf://org/model/sub/file.gguf", {"mode": "none"}, "/models/model/sub/file.gguf"),
+        ("pvc://claim/a/b", {}, "/models/a/b"),
+        ("pvc://claim", {}, "/models"),
+    ],
+)
+def test_what_is_served(uri: str, cache: dict[str, str], path: str) -> None:
+    assert arguments(uri=uri, cache=cache)[:2] == ["serve", path]
+
+
+def test_flags_follow_the_spec_and_extra_ones_come_last() -> None:
+    engine = {
+        "maxModelLen": 512,
+        "gpuMemoryUtilization": 0.5,
+        "prefixCaching": False,
+        "extraArgs": ["--device", "cpu"],
+    }
+    args = arguments(engine=engine, rollout={"drainSeconds": 7})
+    assert args[args.index("--max-model-len") + 1] == "512"
+    assert args[args.index("--shutdown-timeout") + 1] == "7"
+    assert args[args.index("--served-model-name") + 1] == "chat"
+    assert "--no-enable-prefix-caching" in args
+    assert "--dtype" not in args
+    assert args[args.index("--device") + 1] == "cuda"
+    assert args[-2:] == ["--device", "cpu"]
+
+
+def test_without_gpus_the_engine_runs_on_the_cpu() -> None:
+    args = arguments(resources={"gpus": 0})
+    assert args[args.index("--device") + 1] == "cpu"
+
+
+def test_gpus_are_limits_and_their_taint_is_tolerated() -> None:
+    pod = template(resources={"gpus": 2, "gpuResource": "amd.com/gpu", "memory": "9Gi"})["spec"]
+    limits = pod["containers"][0]["resources"]["limits"]
+    assert limits == {"amd.com/gpu": "2", "memory": "9Gi"}
+    assert pod["tolerations"][0]["key"] == "amd.com/gpu"
+
+
+def test_pods_are_locked_down() -> None:
+    pod = template()["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    container = pod["containers"][0]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert container["volumeMounts"][0]["readOnly"] is True
+
+
+def test_grace_covers_the_sleep_the_drain_and_the_exit() -> None:
+    pod = template(rollout={"drainSeconds": 30})["spec"]
+    assert pod["terminationGracePeriodSeconds"] == 50
+    assert pod["containers"][0]["lifecycle"]["preStop"] == {"sleep": {"seconds": 10}}
+
+
+def test_a_fetch_goes_where_the_pod_will_go_and_is_no_endpoint() -> None:
+    overlay = {"spec": {"nodeSelector": {"zone": "a"}, "hostAliases": [{"ip": "192.0.2.1"}]}}
+    spec = spec_of(podTemplate=overlay)
+    pod = fetch_template(CHAT, spec, "stem", "engine:v1", "http://hub", repair=True)
+    assert pod["spec"]["nodeSelector"] == {"zone": "a"}
+    assert "hostAliases" not in pod["spec"]
+    assert "serving.quire.dev/service" not in pod["metadata"]["labels"]
+    container = pod["spec"]["containers"][0]
+    assert container["env"] == [{"name": "HF_ENDPOINT", "value": "http://hub"}]
+    assert container["args"] == [
+        *["fetch", "hf://org/model", "/models", "--progress-port", "8001", "--repair"]
+    ]
+
+
+def test_an_empty_dir_is_filled_by_the_pod_itself() -> None:
+    spec = spec_of(model={"credentialsSecret": "s"}, cache={"mode": "none", "size": "5Gi"})
+    pod = engine_template(CHAT, spec, "0a1b2c3d", "engine:v1", None)["spec"]
+    assert pod["initContainers"][0]["env"][0]["name"] == "HF_TOKEN"
+    assert "env" not in pod["containers"][0]
+    assert pod["volumes"][0]["emptyDir"] == {"sizeLimit": "5Gi"}
+    assert mount_of(spec).claim is None
+
+
+SAME = [
+    {"replicas": 5},
+    {"scaling": {"mode": "builtin"}},
+    {"cache": {"size": "99Gi"}},
+    {"model": {"credentialsSecret": "other"}},
+    {"rollout": {"progressDeadlineSeconds": 60}},
+    {"resources": {"gpus": 1}},
+]
+OTHER = [
+    {"uri": "hf://org/other"},
+    {"model": {"revision": "v2"}},
+    {"engine": {"extraArgs": ["--x"]}},
+    {"resources": {"gpus": 0}},
+    {"rollout": {"drainSeconds": 1}},
+    {"podTemplate": {"spec": {"nodeSelector": {"a": "b"}}}},
+    {"cache": {"mode": "none"}},
+]
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_what_makes_no_new_revision(change: dict[str, object]) -> None:
+    assert spec_digest(spec_of(**change)) == spec_digest(spec_of())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", OTHER)
+def test_what_makes_a_new_revision(change: dict[str, object]) -> None:
+    assert spec_digest(spec_of(**change)) != spec_digest(spec_of())  # type: ignore[arg-type]
+
+
+def test_a_revision_is_pinned_to_its_image() -> None:
+    digest = spec_digest(spec_of())
+    assert revision_of(digest, "engine:v1") != revision_of(digest, "engine:v2")
+
+
+def test_digests_do_not_depend_on_what_defaults_are_written_out() -> None:
+    full = decode_spec({"model": {"uri": "hf://org/model"}, "engine": {}, "resources": {"gpus": 1}})
+    assert spec_digest(full) == spec_digest(spec_of())
+    assert msgspec.to_builtins(full.engine) == {}

@@ -1,0 +1,62 @@
+"""Progress of a fetch: asked at most every 5 s, and never a reason to fail."""
+
+import pytest
+from aiohttp import ClientSession, web
+
+from quire_operator import names
+from quire_operator.progress import FRESH_SECONDS, ProgressReader
+
+
+class Fetch:
+    """A fetch pod's /progress on this machine."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answer: dict[str, object] | str = {"phase": "downloading", "bytesTotal": 100}
+
+    async def progress(self, _request: web.Request) -> web.Response:
+        self.asked += 1
+        if isinstance(self.answer, str):
+            return web.Response(text=self.answer)
+        return web.json_response(self.answer)
+
+
+@pytest.fixture
+async def fetch(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    found = Fetch()
+    app = web.Application()
+    app.router.add_get("/progress", found.progress)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    monkeypatch.setattr(names, "PROGRESS_PORT", runner.addresses[0][1])
+    yield found
+    await runner.cleanup()
+
+
+async def test_an_answer_is_fresh_for_five_seconds(fetch: Fetch) -> None:
+    async with ClientSession() as session:
+        reader = ProgressReader(session)
+        first = await reader.read("127.0.0.1", 100.0)
+        assert first is not None
+        assert (first.bytes_total, first.bytes_done) == (100, 0)
+        fetch.answer = {"phase": "verifying", "bytesTotal": 100, "bytesDone": 100}
+        assert await reader.read("127.0.0.1", 100.0 + FRESH_SECONDS - 0.1) == first
+        assert fetch.asked == 1
+        later = await reader.read("127.0.0.1", 100.0 + FRESH_SECONDS)
+        assert later is not None
+        assert later.phase == "verifying"
+
+
+async def test_nonsense_keeps_the_last_word(fetch: Fetch) -> None:
+    async with ClientSession() as session:
+        reader = ProgressReader(session)
+        first = await reader.read("127.0.0.1", 100.0)
+        fetch.answer = "<html>"
+        assert await reader.read("127.0.0.1", 110.0) == first
+
+
+async def test_no_answer_is_no_progress(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "PROGRESS_PORT", 1)
+    async with ClientSession() as session:
+        assert await ProgressReader(session).read("127.0.0.1", 0.0) is None
