@@ -74,11 +74,18 @@ Trouble = tuple[str, str]
 def conditions(case: Case) -> list[Finding]:
     """All conditions of a service, Ready first."""
     found = [_ready(case), _model_cached(case), _pods_ready(case), _rollout(case)]
-    scaling = case.seen.scaling
-    if case.seen.spec.scaling.mode == "builtin" and scaling is not None:
-        report = scaling.report
-        found.append(Finding(SCALING, report.status, report.reason, _short(report.message)))
+    if case.seen.spec.scaling.mode == "builtin":
+        found += _scaling(case)
     return found
+
+
+def _scaling(case: Case) -> list[Finding]:
+    """What the scaler says; until it has said something in this process, what it said before."""
+    if case.seen.scaling is not None:
+        report = case.seen.scaling.report
+        return [Finding(SCALING, report.status, report.reason, _short(report.message))]
+    before = [c for c in case.seen.service.status.conditions if c.type == SCALING]
+    return [Finding(SCALING, c.status, c.reason, c.message) for c in before]
 
 
 def invalid(error: str) -> list[Finding]:

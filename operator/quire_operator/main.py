@@ -160,7 +160,14 @@ class Operator:
                 f"the API server knows no {api.PLURAL}.{api.GROUP}: install the chart's CRD first"
             ) from e
 
-    def _watching(self) -> Coroutine[Any, Any, None]:
+    async def _watching(self) -> None:
+        """kopf until SIGTERM. It gives up on a kind that is gone: the CRD's removal, say."""
+        try:
+            await self._watch()
+        except Exception as e:
+            raise QuireError(f"watching has ended: {type(e).__name__}: {e}") from e
+
+    def _watch(self) -> Coroutine[Any, Any, None]:
         return kopf.operator(
             registry=registry_for(self.world),
             settings=kopf_settings(),

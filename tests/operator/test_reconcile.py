@@ -7,6 +7,7 @@ from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, POD, SERVICE, S
 from quire_operator.names import Key
 from quire_operator.observe import Progress
 from quire_operator.testing import Rig, service_manifest
+from quire_operator.world import ScalingReport
 
 
 async def test_a_service_comes_up(rig: Rig, chat: Key) -> None:
@@ -49,6 +50,15 @@ async def test_a_new_operator_writes_nothing(rig: Rig, chat: Key) -> None:
     before = len(rig.cluster.writes)
     await other.settle()
     assert rig.cluster.writes[before:] == []
+
+
+async def test_a_new_operator_keeps_the_scalers_last_words(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest(scaling={"mode": "builtin"}))
+    rig.world.record_scaling(chat, ScalingReport(1, "True", "Active", "all well"))
+    await rig.bring_up(chat)
+    assert rig.condition(chat, "Scaling").reason == "Active"
+    rig.world._scaling.clear()  # as after a restart
+    assert await rig.wake(chat) == []
 
 
 async def test_pods_wait_for_the_files(rig: Rig, chat: Key) -> None:
