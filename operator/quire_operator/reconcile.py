@@ -16,7 +16,7 @@ from quire_operator.kinds import CLAIM, EVENT
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
 from quire_operator.observe import Defaults, Observation, observe
-from quire_operator.plan import plan
+from quire_operator.plan import Plan, plan
 from quire_operator.pods import mount_of
 from quire_operator.progress import ProgressSource
 from quire_operator.views import JobView, PodView, ServiceView, project
@@ -78,8 +78,19 @@ class Reconciler:
         seen = await self._ask_around(seen)
         wanted = plan(seen)
         problems = await Applier(self.client, self.world, seen).run(wanted.actions)
+        self._count(wanted)
         await self._tell(seen, problems)
         return _soonest(wanted.again_seconds, PROBLEM_SECONDS if problems else None)
+
+    def _count(self, done: Plan) -> None:
+        """A fetch whose end has just been recorded on the claim."""
+        if not done.fetch.note:
+            return
+        failure, record = done.fetch.failure, done.fetch.record
+        if failure is not None:
+            self.metrics.downloaded(failure.reason)
+        elif record is not None:
+            self.metrics.downloaded("ok", record.bytes_total or 0)
 
     async def _tell(self, seen: Observation, problems: tuple[Problem, ...]) -> None:
         """Status from the world as it is after applying, so that one pass tells the news."""

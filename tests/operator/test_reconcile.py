@@ -99,6 +99,7 @@ async def test_the_job_goes_once_its_result_is_recorded(rig: Rig, chat: Key) -> 
     rig.cluster.put(service_manifest())
     await rig.bring_up(chat)
     assert rig.cluster.all(JOB) == []
+    assert b'quire_model_downloads_total{result="ok"} 1.0' in rig.reconciler.metrics.text()
     annotations = rig.cluster.all(CLAIM)[0]["metadata"]["annotations"]
     assert any("c0ffee" in value for value in annotations.values())
 
