@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from quire_engine.config import Device, Dtype, EngineConfig, LoadFormat
+from quire_engine.config import Device, Dtype, EngineConfig, LoadFormat, VerifyMode
 from quire_engine.errors import EngineError, ExitCode
 from quire_engine.settings import ServerSettings
 from quire_engine.termination import report_fatal
@@ -54,6 +54,9 @@ def serve(
     ] = "auto",
     device: Annotated[Device, typer.Option(help="auto: the GPU where there is one.")] = "auto",
     load_format: Annotated[LoadFormat, typer.Option(help="dummy: random weights.")] = "auto",
+    verify_weights: Annotated[
+        VerifyMode, typer.Option(help="auto: hash files that have a manifest, before serving.")
+    ] = "auto",
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and answer.")] = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences in one step.")] = 128,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.")] = None,
@@ -92,6 +95,7 @@ def serve(
         dtype=dtype,
         device=device,
         load_format=load_format,
+        verify_weights=verify_weights,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

@@ -10,6 +10,7 @@ from quire_engine.errors import ConfigError
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 LoadFormat: TypeAlias = Literal["auto", "dummy"]
+VerifyMode: TypeAlias = Literal["auto", "always", "never"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,6 +31,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     load_format: LoadFormat = "auto"
     """dummy: random weights of the right shapes, for measuring without a checkpoint."""
+
+    verify_weights: VerifyMode = "auto"
+    """Hash the files against the fetch's manifest while they load, and serve nothing before that is
+    done. auto: where there is a manifest; always: refuse a model without one; never: sizes and
+    headers only."""
 
     max_model_len: int | None = None
     """Longest prompt + answer, in tokens. None: the model's own limit."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from quire_engine.block_manager import BlockManager
 from quire_engine.config import EngineConfig
 from quire_engine.engine import Engine
 from quire_engine.errors import ConfigError, NoDevice
+from quire_engine.fetch.verification import start_verification
 from quire_engine.loader import LoadedModel, load_model
 from quire_engine.machine import available_memory_bytes, num_cpus
 from quire_engine.memory_plan import activation_bytes
@@ -47,6 +49,7 @@ def start_engine(
     stopwatch = stopwatch or Stopwatch()
     device = choose_device(config)
     kernels.set_num_threads(config.num_threads or num_cpus())
+    verification = start_verification(Path(config.model), config.verify_weights)
     model = load_model(config, device, on_tensor)
     stopwatch.lap("weights")
     num_blocks = choose_num_blocks(config, model)
@@ -56,6 +59,8 @@ def start_engine(
     stopwatch.lap("kv_cache")
     runner.warm_up()
     stopwatch.lap("warmup")
+    verification.wait(on_tensor)
+    stopwatch.lap("verify")
     blocks = BlockManager(
         num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
     )

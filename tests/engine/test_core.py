@@ -105,7 +105,7 @@ def test_a_core_serves_survives_bad_input_and_signals_and_shuts_down(core, tiny_
     ready = running.receive()
     assert isinstance(ready, CoreReady)
     assert (ready.vocab_size, ready.max_model_len, ready.device) == (128, 256, "cpu")
-    assert set(ready.startup_seconds) == {"imports", "weights", "kv_cache", "warmup"}
+    assert set(ready.startup_seconds) == {"imports", "weights", "kv_cache", "warmup", "verify"}
     assert ready.num_blocks * ready.block_size * 3 * 2 * 2 * 16 * 4 == ready.kv_cache_bytes
     loaded = running.progress.read()
     assert loaded.pending == 0

@@ -1,9 +1,14 @@
+import hashlib
+import shutil
+
+import msgspec
 import pytest
 import torch
 
 from quire_engine import start
 from quire_engine.config import EngineConfig
-from quire_engine.errors import ConfigError, NoDevice
+from quire_engine.errors import ConfigError, ModelCorrupt, NoDevice
+from quire_engine.fetch.manifest import Manifest, ManifestFile
 from quire_engine.messages import AddRequest, RequestId, SamplingParams
 
 GIB = 1 << 30
@@ -79,3 +84,43 @@ def test_the_budget_has_a_token_for_each_sequence(config):
     assert start.choose_token_budget(many, torch.device("cpu")) == 600
     asked = config(max_num_seqs=4, max_num_batched_tokens=32)
     assert start.choose_token_budget(asked, torch.device("cpu")) == 32
+
+
+@pytest.fixture
+def fetched_model(tiny_model, tmp_path):
+    """A model as a fetch leaves it: in a folder `model`, the manifest beside it."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model("llama"), model)
+    files = tuple(
+        ManifestFile(
+            path=path.name,
+            size=path.stat().st_size,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        for path in model.iterdir()
+    )
+    manifest = Manifest(
+        uri="hf://org/name",
+        revision="main",
+        commit="0" * 40,
+        files=files,
+        bytes_total=sum(file.size for file in files),
+    )
+    (tmp_path / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    return model
+
+
+def test_a_flipped_byte_in_the_weights_is_never_served(config, fetched_model):
+    start.start_engine(config(model=str(fetched_model)))
+    weights = fetched_model / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ModelCorrupt, match=r"model\.safetensors"):
+        start.start_engine(config(model=str(fetched_model)))
+    start.start_engine(config(model=str(fetched_model), verify_weights="never"))
+
+
+def test_always_refuses_a_model_without_a_manifest(config):
+    with pytest.raises(ModelCorrupt, match="needs a manifest"):
+        start.start_engine(config(verify_weights="always"))

@@ -5,15 +5,13 @@ Sizes and headers cannot see a flipped byte, only a hash of everything can. Hash
 a cold disk is read once and not twice. Cost in README.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypeAlias
 
+from quire_engine.config import VerifyMode
 from quire_engine.errors import ModelCorrupt
 from quire_engine.fetch.manifest import check_model, find_manifest, verify_file
-
-VerifyMode: TypeAlias = Literal["auto", "always", "never"]
 
 
 class Verification:
@@ -26,11 +24,12 @@ class Verification:
     def done(self) -> bool:
         return all(future.done() for future in self._hashes)
 
-    def wait(self) -> None:
+    def wait(self, on_file: Callable[[], None] = lambda: None) -> None:
         """Block until every file is hashed. Raises ModelCorrupt for the first bad one."""
         try:
             for future in self._hashes:
                 future.result()
+                on_file()
         finally:
             if self._pool is not None:
                 self._pool.shutdown(wait=False, cancel_futures=True)
