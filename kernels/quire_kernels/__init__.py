@@ -145,11 +145,16 @@ def isa() -> str:
 
 
 def set_num_threads(num_threads: int) -> None:
-    """Threads that a kernel call may use on the CPU, torch's own ops included."""
+    """Threads that a kernel call may use on the CPU, the caller's included.
+
+    With C++ kernels torch's own ops keep to one thread from then on: their OpenMP pool spins for
+    milliseconds after each op, on the very cores that the kernels' pool needs next.
+    """
     if num_threads < 1:
         raise KernelInputError(f"num_threads must be >= 1, got {num_threads}")
-    torch.set_num_threads(num_threads)
-    backend("cpu").set_num_threads(num_threads)
+    serving = backend("cpu")
+    serving.set_num_threads(num_threads)
+    torch.set_num_threads(1 if serving.name == "cpp" else num_threads)
 
 
 def set_progress_counter(address: int | None) -> None:

@@ -113,13 +113,14 @@ def test_num_threads_must_be_positive() -> None:
         quire_kernels.set_num_threads(0)
 
 
-def test_threads_reach_the_kernels_and_torch() -> None:
+def test_torch_keeps_to_one_thread_beside_the_kernels_pool() -> None:
     before = torch.get_num_threads()
     try:
-        quire_kernels.set_num_threads(1)
-        assert torch.get_num_threads() == 1
+        quire_kernels.set_num_threads(3)
+        assert torch.get_num_threads() == (1 if quire_kernels.isa() != "torch" else 3)
     finally:
-        quire_kernels.set_num_threads(before)
+        quire_kernels.backend("cpu").set_num_threads(before)
+        torch.set_num_threads(before)
 
 
 def test_public_functions_serve_by_device() -> None:
