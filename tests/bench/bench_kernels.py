@@ -3,8 +3,8 @@
 Calls come in bursts that take turns in one process, so that what else the machine does falls on all
 sides alike. The best call and the median are given; the ratio is that of the best, which a busy
 machine disturbs least. A burst's first calls do not count: torch's OpenMP threads still spin then
-from the burst before. Weights are walked through in
-several copies that together exceed the caches, as a model's layers do.
+from the burst before. Weights are walked through in several copies that together exceed the caches,
+as a model's layers do.
 """
 
 import argparse
