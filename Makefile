@@ -28,6 +28,7 @@ $(UV): requirements/bootstrap.txt
 	@touch $@
 
 venv: .venv/.installed ## the development environment in .venv, from the lock file
+	@$(PY) kernels/quire_kernels/build.py >/dev/null
 
 lock: $(UV) ## write requirements/*.txt anew from pyproject.toml
 	for set in "operator --extra operator --extra gateway" "engine --extra engine" "dev --extra dev"; do \
@@ -47,10 +48,12 @@ lint: venv ## ruff, formatting, types, import walls, C++ format
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports --no-cache
+	.venv/bin/clang-format --dry-run --Werror $$(git ls-files 'kernels/*.h' 'kernels/*.cpp')
 
 format: venv ## let ruff put the code in order
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+	.venv/bin/clang-format -i $$(git ls-files 'kernels/*.h' 'kernels/*.cpp')
 
 unit: venv model ## every test that needs no cluster
 	$(PY) -m pytest -m "not interpreter and not gpu"
