@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -255,7 +255,9 @@ class ScalingLoop:
             self._fleet.record_scaling(key, scaling_report.refused(decision, refusal))
             return
         if 0 < state.blind_rounds < BLIND_ROUNDS:
-            return
+            if not applied:
+                return
+            decision = replace(decision, complete=True)  # too early for the condition to say more
         recorded = None
         if applied or _is_new_dry_decision(decision, state):
             recorded = self._wall_clock().strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -354,6 +354,17 @@ async def test_requests_that_wait_without_any_first_token_are_no_good_ttft() -> 
     assert "no data for TimeToFirstToken" in world.last.message
 
 
+async def test_a_step_taken_on_partial_metrics_is_recorded_at_once() -> None:
+    """The first burst on an idle pod: many wait, no first token yet, and the queue is enough."""
+    world = bench(targets={"queueDepth": 4, "ttftSeconds": 5})
+    world.answers["chat-0"] = PodMetrics(PodLoad(24.0, 0.0, 0.0), IDLE.ttft)
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 2)]
+    [decision] = world.decisions()
+    assert (decision.from_replicas, decision.to_replicas) == (1, 2)
+    assert world.last.status == "True"
+
+
 async def test_a_page_without_the_histogram_is_missing_only_if_a_target_wants_it() -> None:
     page = replace(IDLE, ttft=None)
     wants = bench(targets={"ttftSeconds": 0.5}, scaleDown={"stabilizationSeconds": 0})
