@@ -180,16 +180,25 @@ def _fetching(case: Case) -> Trouble | None:
 
 
 def progress_words(case: Case) -> str:
-    """Such as "1.2 of 16.1 GB, 40 s left"."""
+    """Such as "1.2 of 16.1 GB at 300.0 MB/s, 40 s left"."""
     what = "the cached files are wrong, fetching them anew: " if case.fetch.repairing else ""
     progress = case.seen.progress
     if progress is None or not progress.bytes_total:
-        return what + ("asking for the files" if case.fetch.pod else "the fetch is being started")
+        return what + _before_or_after(case.fetch.pod)
     if progress.phase == "verifying":
-        return f"{what}verifying {_gigabytes(progress.bytes_total)}"
+        return f"{what}verifying {_size(progress.bytes_total)}"
     done, total = _pair(progress.bytes_done, progress.bytes_total)
+    rate = f" at {_size(int(progress.bytes_per_second))}/s" if progress.bytes_per_second else ""
     left = "" if progress.eta_seconds is None else f", {progress.eta_seconds:.0f} s left"
-    return f"{what}{done} of {total}{left}"
+    return f"{what}{done} of {total}{rate}{left}"
+
+
+def _before_or_after(pod: PodView | None) -> str:
+    """What a fetch that does not tell its progress is doing."""
+    if pod is None:
+        return "the fetch is being started"
+    ended = pod.main is not None and pod.main.exited is not None
+    return "the fetch has ended, noting the result" if ended else "asking for the files"
 
 
 def _no_pods(case: Case) -> Trouble | None:
@@ -302,7 +311,7 @@ def _model_cached(case: Case) -> Finding:
         return Finding(MODEL_CACHED, "True", "NotNeeded", why)
     record = case.fetch.record
     if stage is Stage.COMPLETE and record is not None:
-        size = _gigabytes(record.bytes_total) if record.bytes_total else "all files"
+        size = _size(record.bytes_total) if record.bytes_total else "all files"
         commit = f", commit {record.commit}" if record.commit else ""
         where = case.seen.claim.meta.name if case.seen.claim else "the claim"
         return Finding(MODEL_CACHED, "True", "Cached", f"{size} on claim {where}{commit}")
@@ -348,7 +357,7 @@ def _short(text: str) -> str:
     return flat if len(flat) <= MAX_MESSAGE else flat[: MAX_MESSAGE - 1] + "…"
 
 
-def _gigabytes(count: int) -> str:
+def _size(count: int) -> str:
     return _pair(count, count)[1]
 
 

@@ -88,7 +88,7 @@ async def test_bytes_are_told_while_fetching(rig: Rig, chat: Key) -> None:
         commit="c0ffee",
     )
     await rig.settle()
-    assert rig.condition(chat).message == "1.2 of 16.1 GB, 40 s left"
+    assert rig.condition(chat).message == "1.2 of 16.1 GB at 300.0 MB/s, 40 s left"
     assert rig.again[chat] == 5.0
     status = rig.status(chat)
     assert status.model is not None

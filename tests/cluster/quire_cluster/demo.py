@@ -14,6 +14,7 @@ from rich.syntax import Syntax
 
 from quire_cluster import kube, serving
 from quire_cluster.errors import CommandError, NotReadyError
+from quire_cluster.faults import Hub
 from quire_cluster.shell import run
 
 ROOT = Path(__file__).parents[3]
@@ -21,16 +22,20 @@ SAMPLE = ROOT / "samples/inferenceservice.yaml"
 NAMESPACE = "demo"
 NUM_CALLERS = 24
 SCALE_SECONDS = 180
+HUB_BYTES_PER_SECOND = 50_000_000  # a line on which the download can be watched
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
     started = time.monotonic()
+    hub = Hub(os.environ["QUIRE_HUB_ADDRESS"])
     try:
         _install()
+        hub.faults(bytes_per_second=HUB_BYTES_PER_SECOND)
         applied = _apply()
         _wait_ready()
+        hub.faults()
         _stream(applied)
         _scale_up_and_down()
     except (CommandError, NotReadyError) as error:
@@ -54,6 +59,7 @@ def _install() -> None:
         *("--set", f"image.repository={repository}", "--set", f"image.tag={tag}"),
         *("--set", f"engine.image={os.environ['QUIRE_ENGINE_IMAGE']}"),
         *("--set", f"hub.endpoint=http://{os.environ['QUIRE_HUB_ADDRESS']}"),
+        *("--set", "scaling.scrapeIntervalSeconds=2"),
     ]
     console.print("$ " + " ".join(command).replace(str(ROOT) + "/", ""))
     run(command)
