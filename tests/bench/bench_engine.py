@@ -35,6 +35,7 @@ from quire_engine.start import start_engine
 MODEL = Path("~/.cache/quire/models/SmolLM2-135M-Instruct").expanduser()
 PROMPT_LEN, ANSWER_LEN = 128, 64
 READY_RUNS = 3
+RESULTS = Path(__file__).parent / "results"
 Contestant = Callable[[list[list[int]]], None]
 HuggingFace = Callable[..., None]
 
@@ -184,13 +185,13 @@ def table(report: dict) -> str:
 
 
 def main() -> None:
-    """Measure and print; write the report as JSON where asked."""
+    """Measure, print, and write the report as JSON and as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--no-start", action="store_true", help="leave out exec to ready")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS / "engine.json")
     options = parser.parse_args()
     load = [os.getloadavg()[0]]
     starts = [] if options.no_start else exec_to_ready(options.model)
@@ -218,8 +219,9 @@ def main() -> None:
         "load": [round(value, 2) for value in load],
     }
     print(table(report))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(table(report) + "\n")
 
 
 if __name__ == "__main__":
