@@ -48,6 +48,17 @@ async def test_an_answer_is_fresh_for_five_seconds(fetch: Fetch) -> None:
         assert later.phase == "verifying"
 
 
+async def test_a_fetch_that_does_not_know_the_size_yet_is_asked_again(fetch: Fetch) -> None:
+    async with ClientSession() as session:
+        reader = ProgressReader(session)
+        fetch.answer = {"phase": "listing"}
+        await reader.read("127.0.0.1", 100.0)
+        fetch.answer = {"phase": "downloading", "bytesTotal": 100}
+        later = await reader.read("127.0.0.1", 100.1)
+        assert later is not None
+        assert later.phase == "downloading"
+
+
 async def test_nonsense_keeps_the_last_word(fetch: Fetch) -> None:
     async with ClientSession() as session:
         reader = ProgressReader(session)
