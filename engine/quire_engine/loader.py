@@ -9,7 +9,7 @@ from torch import Tensor
 
 import quire_kernels as kernels
 from quire_engine.config import EngineConfig
-from quire_engine.errors import ModelMissing, ModelUnsupported
+from quire_engine.errors import ConfigError, ModelMissing, ModelUnsupported
 from quire_engine.gguf import GgufFile
 from quire_engine.models.config import ModelConfig, from_gguf, read_config
 from quire_engine.models.decoder import Decoder, DecoderWeights, LayerWeights
@@ -41,16 +41,17 @@ def load_model(
 ) -> LoadedModel:
     """Read, check and pack the model that `config` names. `on_tensor` is called for each tensor.
 
-    Raises ModelMissing, ModelCorrupt or ModelUnsupported.
+    Raises ConfigError, ModelMissing, ModelCorrupt or ModelUnsupported.
     """
     model, source = _open(config)
+    num_positions = _num_positions(config, model)
     _check_names(model, source)
     weight_dtype = _weight_dtype(config, device, source)
     activation_dtype = torch.float32 if device.type == "cpu" else weight_dtype or torch.bfloat16
     reader = _Reader(
         source, expected_shapes(model), device, weight_dtype, activation_dtype, on_tensor
     )
-    weights = _weights(model, reader, config.max_model_len or model.max_model_len)
+    weights = _weights(model, reader, num_positions)
     return LoadedModel(
         decoder=Decoder(model, weights),
         weight_bytes=weight_bytes(weights),
@@ -58,6 +59,17 @@ def load_model(
         activation_dtype=activation_dtype,
         device=device,
     )
+
+
+def _num_positions(config: EngineConfig, model: ModelConfig) -> int:
+    """Positions to prepare for. Checked before anything is read or allocated by their number."""
+    asked, limit = config.max_model_len, model.max_model_len
+    if asked is not None and asked > limit:
+        raise ConfigError(
+            f"max_model_len must be <= {limit} (the model's limit), got {asked}; lower "
+            "--max-model-len"
+        )
+    return asked or limit
 
 
 def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:

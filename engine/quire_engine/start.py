@@ -122,16 +122,10 @@ def choose_num_blocks(config: EngineConfig, model: LoadedModel) -> int:
 
 def choose_max_model_len(config: EngineConfig, model: LoadedModel, num_blocks: int) -> int:
     """The longest context: what was asked for, or what both the model and the cache can hold."""
-    limit = model.decoder.config.max_model_len
     capacity = num_blocks * config.block_size
     asked = config.max_model_len
     if asked is None:
-        return min(limit, capacity)
-    if asked > limit:
-        raise ConfigError(
-            f"max_model_len must be <= {limit} (the model's limit), got {asked}; lower "
-            "--max-model-len"
-        )
+        return min(model.decoder.config.max_model_len, capacity)
     if asked > capacity:
         raise ConfigError(
             f"max_model_len must be <= {capacity} tokens (the KV cache's {num_blocks} blocks), got "

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
             {"scaling": {"mode": "builtin", "minReplicas": 3, "maxReplicas": 2}},
             ["minReplicas", "maxReplicas"],
         ),
-        ("7b", {}, ["name", "DNS-1035"]),
+        ("7b", {}, ["7b", "beginning with a letter"]),
         ("a" * 41, {}, ["name", "40"]),
     ],
 )

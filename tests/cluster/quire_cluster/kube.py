@@ -101,13 +101,18 @@ def wait_ready(namespace: str, name: str, seconds: float = 180) -> Json:
 def wait_reason(namespace: str, name: str, reason: str, seconds: float = 30) -> str:
     """The message of Ready=False once its reason is `reason`."""
 
-    def has_reason() -> str | None:
-        service = get("inferenceservice", name, namespace)
-        now = condition(service) if service else {"reason": None, "status": ""}
-        found = now["reason"] == reason and now["status"] == "False"
-        return f"{now['reason']}: {now['message']}" if found else None
+    seen = ""
 
-    return wait_until(has_reason, seconds, f"{namespace}/{name} to be Ready=False/{reason}")
+    def has_reason() -> str | None:
+        nonlocal seen
+        now = condition(get("inferenceservice", name, namespace) or {})
+        seen = f"{now['reason']}: {now['message']}"
+        return seen if now["reason"] == reason and now["status"] == "False" else None
+
+    try:
+        return wait_until(has_reason, seconds, f"{namespace}/{name} to be Ready=False/{reason}")
+    except NotReadyError as error:
+        raise NotReadyError(f"{error}; its last reason was {seen}") from error
 
 
 @contextmanager
