@@ -130,6 +130,7 @@ def fetch_job(
     image: str,
     hf_endpoint: str | None,
     *,
+    asked: str,
     repair: bool,
 ) -> Manifest:
     """One numbered attempt. It never retries by itself: we count attempts and their reasons."""
@@ -138,7 +139,10 @@ def fetch_job(
     stem = names.fetch_stem(mount.claim or "", content)
     manifest = _child(JOB, key, uid, names.fetch_job(stem, attempt))
     manifest["metadata"]["labels"] |= {names.LABEL_CLAIM: stem, names.COMPONENT: "fetch"}
-    manifest["metadata"]["annotations"] = {names.ANNOTATION_ATTEMPT: str(attempt)}
+    manifest["metadata"]["annotations"] = {
+        names.ANNOTATION_ATTEMPT: str(attempt),
+        names.ANNOTATION_ASKED: asked,
+    }
     manifest["spec"] = {
         "backoffLimit": 0,
         "template": pods.fetch_template(key, spec, stem, image, hf_endpoint, repair=repair),

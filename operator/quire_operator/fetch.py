@@ -3,7 +3,8 @@
 Completion and failures lie on the claim, as annotations, and outlive Jobs and operators:
 
     no record ─► Job n runs ─┬─► succeeded: record {commit, bytes, plan, at}, Job deleted: complete
-                             └─► failed: failure {reason, message, failures, at}; later Job n+1
+                             ├─► failed: failure {reason, message, failures, at}; later Job n+1
+                             └─► cannot start, and the spec was mended: replaced by Job n+1
     complete  ─► a pod exits with 65 or 66 since then ─► Job n+1 with --repair, pods start anew
 """
 
@@ -72,7 +73,7 @@ class Failure(Struct, frozen=True, rename="camel", omit_defaults=True):
     reason: str
     message: str
     asked: str = ""
-    """Who asked, and how (`_asked`): another wish of the same service is tried at once."""
+    """Who started it, and how (`asked`): another wish of the same service is tried at once."""
 
 
 R = TypeVar("R", Record, Failure)
@@ -121,7 +122,7 @@ def state(seen: Observation) -> FetchState:
     failure = _read(seen, names.failed_annotation(seen.content), Failure)
     note: tuple[tuple[str, str | None], ...] = ()
     last = seen.jobs[-1] if seen.jobs else None
-    if last is not None and not last.succeeded and not last.failed:
+    if last is not None and _runs(last) and not _replaceable(seen, last):
         return _running(seen, last, record, failure)
     if last is not None and last.succeeded and (not record or record.attempt < last.attempt):
         record, failure = _record(seen, last, record), None
@@ -130,6 +131,18 @@ def state(seen: Observation) -> FetchState:
         failure = _failure(seen, last, failure)
         note = (_written(seen, failure),)
     return _settled(seen, record, failure, note, wanted)
+
+
+def _runs(job: JobView) -> bool:
+    return not job.succeeded and not job.failed
+
+
+def _replaceable(seen: Observation, job: JobView) -> bool:
+    """A fetch whose pod cannot start (no such image, Secret or node) and whose wish was mended
+    since. One that has begun goes on: it fetches the same files."""
+    pod = _pod_of(seen, job)
+    begun = pod is not None and pod.main is not None and (pod.main.running or pod.main.exited)
+    return _runs(job) and not begun and _superseded(seen, job.asked)
 
 
 def _running(
@@ -152,17 +165,18 @@ def _settled(
     note: tuple[tuple[str, str | None], ...],
     wanted: bool,
 ) -> FetchState:
-    """No Job runs: what the records say, and whether to start one."""
+    """No Job runs that is to go on: what the records say, and whether to start one."""
+    replaced = _discard(tuple(job for job in seen.jobs if _replaceable(seen, job)))
     repair_at = _repair_at(seen, record)
     tell = _State(record, failure, note, repairing=repair_at is not None)
     if record is not None and repair_at is None:
         return tell.build(Stage.COMPLETE, discard=_discard(seen.jobs))
     if not wanted:
-        return tell.build(Stage.FAILED if failure else Stage.IDLE)
+        return tell.build(Stage.FAILED if failure else Stage.IDLE, discard=replaced)
     due = max(repair_at or 0.0, _retry_at(seen, failure))
     stage = Stage.FAILED if failure else Stage.WANTED
     if due > seen.now:
-        return tell.build(stage, wait_seconds=due - seen.now)
+        return tell.build(stage, wait_seconds=due - seen.now, discard=replaced)
     return tell.build(
         stage, start=_next_attempt(seen, record, failure), discard=_discard(seen.jobs)
     )
@@ -261,7 +275,7 @@ def _failure(seen: Observation, job: JobView, before: Failure | None) -> Failure
         failures=(before.failures if before else 0) + 1,
         reason=reason,
         message=message,
-        asked=_asked(seen),
+        asked=job.asked,
     )
 
 
@@ -287,7 +301,7 @@ def last_line(text: str) -> str:
     return lines[-1].removeprefix("quire-engine: ") if lines else ""
 
 
-def _asked(seen: Observation) -> str:
+def asked(seen: Observation) -> str:
     """Who wants the fetch and what decides how it goes, beside the content itself."""
     spec = seen.spec
     how = [
@@ -300,11 +314,15 @@ def _asked(seen: Observation) -> str:
     return f"{seen.uid}:{names.digest(msgspec.json.encode(how, order='sorted').decode(), 8)}"
 
 
+def _superseded(seen: Observation, by: str) -> bool:
+    """Whether a fetch was asked for by this service, and not as it would ask now."""
+    return by.partition(":")[0] == seen.uid and by != asked(seen)
+
+
 def _retry_at(seen: Observation, failure: Failure | None) -> float:
     if failure is None:
         return 0.0
-    asked = _asked(seen)
-    if failure.asked != asked and failure.asked.partition(":")[0] == seen.uid:
+    if _superseded(seen, failure.asked):
         return 0.0
     return failure.at + retry_seconds(failure.failures)
 

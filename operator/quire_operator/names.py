@@ -25,6 +25,8 @@ ANNOTATION_URI = f"{GROUP}/uri"
 """On a claim: whose files it holds, for people."""
 ANNOTATION_ATTEMPT = f"{GROUP}/attempt"
 """On a fetch Job: its number."""
+ANNOTATION_ASKED = f"{GROUP}/asked"
+"""On a fetch Job: who started it, and how it was to go (`fetch.asked`)."""
 
 MANAGER = "quire"
 MANAGER_REPLICAS = "quire-replicas"

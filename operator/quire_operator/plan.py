@@ -169,6 +169,7 @@ def _fetch(seen: Observation, state: FetchState) -> list[Action]:
             state.start,
             seen.image,
             seen.defaults.hf_endpoint,
+            asked=fetch.asked(seen),
             repair=state.record is not None,
         )
         actions.append(Create(JOB, job))

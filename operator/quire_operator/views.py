@@ -99,6 +99,8 @@ class JobView:
     claim: str
     """The stem of its name."""
     attempt: int
+    asked: str
+    """Who started it, and how it was to go."""
     succeeded: bool
     failed: bool
     finished: float | None
@@ -243,12 +245,14 @@ def _job(body: Manifest) -> JobView:
     status = body.get("status") or {}
     failed = _condition(status, "Failed")
     complete = _condition(status, "Complete")
-    attempt = _meta(body).annotations.get(names.ANNOTATION_ATTEMPT, "0")
+    meta = _meta(body)
+    attempt = meta.annotations.get(names.ANNOTATION_ATTEMPT, "0")
     ended = complete.get("lastTransitionTime") or failed.get("lastTransitionTime")
     return JobView(
-        meta=_meta(body),
+        meta=meta,
         claim=_labels(body).get(names.LABEL_CLAIM, ""),
         attempt=int(attempt) if attempt.isdigit() else 0,
+        asked=meta.annotations.get(names.ANNOTATION_ASKED, ""),
         succeeded=complete.get("status") == "True",
         failed=failed.get("status") == "True",
         finished=epoch(ended),

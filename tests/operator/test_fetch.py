@@ -122,3 +122,71 @@ def crash(rig: Rig, chat: Key) -> None:
         {"name": "engine", "state": {"terminated": ended}, "restartCount": 0}
     ]
     rig.cluster.put(pod)
+
+
+def stick(rig: Rig) -> None:
+    """The fetch's pod is there and cannot start."""
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    pod = next(p for p in rig.cluster.all(POD) if "fetch" in p["metadata"]["name"])
+    waiting = {"reason": "ImagePullBackOff", "message": "no such tag"}
+    pod["status"]["containerStatuses"] = [{"name": "fetch", "state": {"waiting": waiting}}]
+    rig.cluster.put(pod)
+
+
+def images(rig: Rig) -> list[str]:
+    jobs = rig.cluster.all(JOB)
+    return [job["spec"]["template"]["spec"]["containers"][0]["image"] for job in jobs]
+
+
+async def test_a_fetch_that_cannot_start_is_replaced_once_the_spec_is_mended(
+    rig: Rig, chat: Key
+) -> None:
+    rig.cluster.put(service_manifest(engine={"image": "typo:v1"}))
+    await rig.settle()
+    stick(rig)
+    await rig.settle()
+    assert rig.condition(chat).reason == "ImagePull"
+    rig.cluster.put(service_manifest(engine={"image": "good:v1"}))
+    await rig.settle()
+    assert images(rig) == ["good:v1"]
+    await rig.bring_up(chat)
+    assert rig.condition(chat).reason == "Ready"
+
+
+async def test_a_fetch_that_nobody_wants_any_more_and_cannot_start_goes(
+    rig: Rig, chat: Key
+) -> None:
+    rig.cluster.put(service_manifest(engine={"image": "typo:v1"}))
+    await rig.settle()
+    stick(rig)
+    rig.cluster.put(service_manifest(engine={"image": "good:v1"}, replicas=0))
+    await rig.settle()
+    assert images(rig) == []
+
+
+async def test_a_fetch_that_has_begun_goes_on_whatever_is_asked_meanwhile(
+    rig: Rig, chat: Key
+) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    rig.cluster.put(service_manifest(engine={"image": "good:v1"}))
+    await rig.settle()
+    assert images(rig) == ["engine:v1"]
+
+
+async def test_a_failure_is_of_the_service_that_started_the_fetch(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest("zeta"))
+    await rig.settle()
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.woken.clear()
+    rig.cluster.run_jobs({"reason": "SourceUnauthorized", "message": "401"})
+    await rig.wake(chat)  # the other one records it
+    model = {"uri": "hf://org/model", "credentialsSecret": "token"}
+    rig.cluster.put(service_manifest("zeta", model=model))
+    await rig.settle()
+    assert "token" in str(rig.cluster.all(JOB)), "its starter mended it: tried at once"
