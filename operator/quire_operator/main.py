@@ -139,7 +139,7 @@ class Operator:
 
     async def run(self) -> None:
         """Runs until SIGTERM. Raises LeaseLost, or what else ended a task that must not end."""
-        await self._check_installed()
+        await self._fill()
         async with contextlib.AsyncExitStack() as stack:
             checks = (self._stale_watch, self._stuck_worker)
             probe = await health.serve(checks, self.settings.probe_port)
@@ -149,12 +149,10 @@ class Operator:
             await run_together(self._watching(), *self._background())
             await self.leader.release()
 
-    async def _check_installed(self) -> None:
-        """Without the CRD kopf would wait in silence for ever."""
+    async def _fill(self) -> None:
+        """The whole world before the first plan. Without the CRD kopf would wait in silence."""
         try:
-            await self.client.list_objects(
-                SERVICE_KIND, next(iter(self.settings.watch_namespaces), None), metadata_only=True
-            )
+            await self.sweeper.fill()
         except NotFound as e:
             raise QuireError(
                 f"the API server knows no {api.PLURAL}.{api.GROUP}: install the chart's CRD first"

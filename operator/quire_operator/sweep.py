@@ -1,8 +1,9 @@
-"""Compares the world with lists from the API server every few minutes: the check on the watches.
+"""Fills the world from lists before anything is decided, then compares it every few minutes.
 
-kopf restarts a watch that is silent for 70 s, but what was deleted while a watch was down is never
-told. A sweep forgets what is gone and learns what was missed. Missing the same thing in two sweeps
-running means a watch that is connected and tells nothing: `is_stale`, and the liveness probe fails.
+A plan over half a world makes a second Deployment, or deletes a claim that is in use. kopf restarts
+a watch that is silent for 70 s, but what was deleted while a watch was down is never told. A sweep
+forgets what is gone and learns what was missed. Missing the same thing in two sweeps running means
+a watch that is connected and tells nothing: `is_stale`, and the liveness probe fails.
 """
 
 from __future__ import annotations
@@ -47,6 +48,14 @@ class Sweeper:
         """Whether some watch has missed events in two sweeps running."""
         return any(count >= 2 for count in self._missed.values())
 
+    async def fill(self) -> None:
+        """Learns all there is, the services last: they are then woken once. Raises ApiError."""
+        for kind in (*CHILDREN, SERVICE_KIND):
+            for namespace in self._namespaces:
+                labels = _selector(kind)
+                for body in await self._client.list_objects(kind, namespace, labels=labels):
+                    self._take(kind, body)
+
     async def run(self) -> None:
         """Sweeps until cancelled."""
         while True:
@@ -74,10 +83,9 @@ class Sweeper:
     async def _differences(self, kind: Kind) -> dict[Key, str]:
         """Objects whose version the world has not, and those that are gone (version "")."""
         listed: dict[Key, str] = {}
-        labels = "" if kind is SERVICE_KIND else names.SELECTOR
         for namespace in self._namespaces:
             items = await self._client.list_objects(
-                kind, namespace, labels=labels, metadata_only=True
+                kind, namespace, labels=_selector(kind), metadata_only=True
             )
             listed |= {_at(item): item["metadata"]["resourceVersion"] for item in items}
         known = {at: view.meta.resource_version for at, view in self._world.all(kind).items()}
@@ -96,7 +104,18 @@ class Sweeper:
         except NotFound:
             self._world.drop(kind, at)
             return
-        self._world.put(kind, project(kind, body))
+        self._take(kind, body)
+
+    def _take(self, kind: Kind, body: Manifest) -> None:
+        """Into the world. What cannot be read is logged: it must not hide all the others."""
+        try:
+            self._world.put(kind, project(kind, body))
+        except Exception:
+            logger.exception("[%s] %s not understood", _at(body), kind.kind)
+
+
+def _selector(kind: Kind) -> str:
+    return "" if kind is SERVICE_KIND else names.SELECTOR
 
 
 def _at(item: Manifest) -> Key:

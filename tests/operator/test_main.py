@@ -1,23 +1,26 @@
 """How the parts are put together: events into the world, tasks that end together, kopf."""
 
 import asyncio
+from typing import Any
 
 import kopf
 import pytest
 from aiohttp import ClientSession
 
 from quire_operator import health
-from quire_operator.errors import QuireError
+from quire_operator.errors import NotFound, QuireError
 from quire_operator.kinds import CHILDREN, SERVICE_KIND
 from quire_operator.main import (
     WATCH_SERVER_SECONDS,
+    Operator,
     feed,
     kopf_settings,
     registry_for,
     run_together,
 )
 from quire_operator.names import Key
-from quire_operator.testing import service_manifest
+from quire_operator.settings import Settings
+from quire_operator.testing import FakeCluster, service_manifest
 from quire_operator.world import World
 
 
@@ -64,6 +67,22 @@ async def at_once() -> None:
 
 async def broken() -> None:
     raise QuireError("the lease is lost")
+
+
+class NoDefinition(FakeCluster):
+    """A cluster without our CRD."""
+
+    async def list_objects(self, kind: Any, *args: Any, **more: Any) -> list[Any]:
+        if kind is SERVICE_KIND:
+            raise NotFound(404, "GET inferenceservices", "the server could not find it")
+        return []
+
+
+async def test_nothing_starts_before_the_world_is_full() -> None:
+    operator = Operator(Settings(engine_image="engine:v1"), None, None)  # type: ignore[arg-type]
+    operator.sweeper._client = NoDefinition()
+    with pytest.raises(QuireError, match=r"knows no inferenceservices\.serving\.quire\.dev"):
+        await operator.run()
 
 
 async def test_the_end_of_the_main_task_ends_the_others() -> None:

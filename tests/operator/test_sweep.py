@@ -1,9 +1,12 @@
 """The check on the watches: what they missed is learnt, and missing twice running is told."""
 
+from dataclasses import replace
+
 import pytest
 
-from quire_operator.kinds import POD, SERVICE_KIND
-from quire_operator.names import Key
+from quire_operator.kinds import CHILDREN, POD, SERVICE_KIND, Manifest
+from quire_operator.metrics import Metrics
+from quire_operator.names import Key, labels
 from quire_operator.sweep import Sweeper
 from quire_operator.testing import FakeCluster, Rig, service_manifest
 from quire_operator.world import World
@@ -71,3 +74,42 @@ async def test_only_watched_namespaces_are_swept(namespace: str) -> None:
     cluster.put(service_manifest())
     found = Sweeper(cluster, world, (namespace,), sleep=no_sleep)
     assert await found.sweep(SERVICE_KIND) == (1 if namespace == "default" else 0)
+
+
+def cold(rig: Rig) -> Rig:
+    """Another operator, with a newer default image, over the same cluster; it knows nothing yet."""
+    other = Rig(image="engine:v2")
+    other.reconciler = replace(
+        other.reconciler, client=rig.cluster, wall=lambda: rig.cluster.now, metrics=Metrics()
+    )
+    return other
+
+
+async def test_a_new_leader_plans_over_the_whole_world(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    rig.cluster.put(service_manifest(model={"uri": "hf://org/other"}))
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    await rig.settle()
+    before = len(rig.cluster.writes)
+    other = cold(rig)
+    await sweeper(rig.cluster, other.world).fill()
+    assert list(other.woken) == [chat]
+    assert {kind: other.world.all(kind) for kind in CHILDREN} == {
+        kind: rig.world.all(kind) for kind in CHILDREN
+    }
+    await other.wake(chat)
+    wrote = [write for write in rig.cluster.writes[before:] if "Service" not in write]
+    assert wrote == [], "neither a second Deployment nor a claim taken away"
+
+
+async def test_one_unreadable_object_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    cluster, world = FakeCluster(), World()
+    broken: Manifest = {"metadata": {"name": "a", "namespace": "default", "labels": labels("a")}}
+    cluster.put(broken | {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {}})
+    cluster.put(service_manifest())
+    await sweeper(cluster, world).fill()
+    assert world.keys() == [Key("default", "chat")]
+    assert "Deployment not understood" in caplog.text
