@@ -210,7 +210,10 @@ def _no_pods(case: Case) -> Trouble | None:
 
 
 def _pod_trouble(case: Case) -> Trouble | None:
-    """The worst pod's trouble: crashes before what only waits."""
+    """The worst pod's trouble: crashes before what only waits. What ended an earlier pod is only
+    told while there is no other."""
+    if not case.seen.current_pods and case.seen.ended_pods:
+        return _evicted(case.seen.ended_pods[-1])
     waiting = [pod for pod in case.seen.current_pods if not pod.ready]
     found = [t for t in (_of_pod(case, pod) for pod in waiting) if t is not None]
     return min(found, key=_severity, default=None)
@@ -226,7 +229,7 @@ def _severity(found: Trouble) -> int:
 def _of_pod(case: Case, pod: PodView) -> Trouble | None:
     if pod.init is not None and (pod.init.running or not _passed(pod.init)):
         return _of_init(case, pod, pod.init)
-    return _stuck(pod, pod.main) or (_crash(pod.main) if pod.main else None) or _evicted(pod)
+    return _stuck(pod, pod.main) or (_crash(pod.main) if pod.main else None)
 
 
 def _passed(container: ContainerView) -> bool:
@@ -274,10 +277,8 @@ def exit_words(ended: Exit) -> str:
     return report.message or fetch.last_line(ended.message) or ended.reason or "no message"
 
 
-def _evicted(pod: PodView) -> Trouble | None:
-    if pod.phase != "Failed":
-        return None
-    return pod.phase_reason or "PodFailed", pod.phase_message or "the pod failed"
+def _evicted(pod: PodView) -> Trouble:
+    return pod.phase_reason or "PodFailed", pod.phase_message or "the pod has ended"
 
 
 def _starting(case: Case) -> Trouble | None:

@@ -122,9 +122,18 @@ class Observation:
 
     @property
     def current_pods(self) -> tuple[PodView, ...]:
-        """Pods of the wanted revision that are not leaving."""
+        """Pods of the wanted revision that are not leaving, and have not ended."""
+        return tuple(p for p in self._of_revision() if not p.ended)
+
+    @property
+    def ended_pods(self) -> tuple[PodView, ...]:
+        """Pods of the wanted revision that are but records (evicted ones), oldest first."""
+        ended = (p for p in self._of_revision() if p.ended)
+        return tuple(sorted(ended, key=lambda pod: pod.meta.created))
+
+    def _of_revision(self) -> list[PodView]:
         revision = self.revision
-        return tuple(p for p in self.pods if p.revision == revision and not p.meta.deleting)
+        return [p for p in self.pods if p.revision == revision and not p.meta.deleting]
 
 
 def observe(

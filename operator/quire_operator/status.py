@@ -20,7 +20,7 @@ def build(case: Case) -> api.Status:
     """The whole status. Times of transitions are kept from the one before where nothing turned."""
     seen = case.seen
     before = seen.service.status
-    present = [pod for pod in seen.pods if not pod.meta.deleting]
+    present = [pod for pod in seen.pods if not pod.meta.deleting and not pod.ended]
     startup = seen.startup_seconds
     return api.Status(
         observed_generation=seen.service.generation,

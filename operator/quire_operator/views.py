@@ -154,6 +154,11 @@ class PodView:
     init: ContainerView | None
     main: ContainerView | None
 
+    @property
+    def ended(self) -> bool:
+        """Evicted, say: it stays as a record of itself, and another has taken its place."""
+        return self.phase in ("Failed", "Succeeded")
+
 
 View = ServiceView | ChildView | ClaimView | DeploymentView | JobView | PodView
 

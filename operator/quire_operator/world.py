@@ -47,7 +47,7 @@ class Snapshot:
     """spec.replicas: what is asked for."""
     ready_pods: tuple[PodEndpoint, ...]
     pending: int
-    """Wanted or present pods that are not ready; unschedulable ones not counted."""
+    """Wanted or present pods that are not ready; unschedulable and ended ones not counted."""
     unschedulable: int
     deleting: bool
 
@@ -174,7 +174,7 @@ class World:
         service = self.service(key)
         if service is None or service.spec is None:
             return None
-        present = [pod for pod in self.pods(key) if not pod.meta.deleting]
+        present = [pod for pod in self.pods(key) if not pod.meta.deleting and not pod.ended]
         ready = tuple(_endpoint(pod) for pod in present if pod.ready and pod.ip)
         unschedulable = sum(pod.unschedulable is not None for pod in present)
         wanted = max(service.spec.replicas, len(present))

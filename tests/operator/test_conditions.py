@@ -127,6 +127,19 @@ async def test_an_evicted_pod(rig: Rig) -> None:
     assert ready(case(rig)) == ("False", "Evicted", "low on disk")
 
 
+async def test_an_evicted_pod_beside_its_successor_is_history(rig: Rig) -> None:
+    await up(rig)
+    pod = engine_pod(rig)
+    pod["metadata"] = {k: v for k, v in pod["metadata"].items() if k != "uid"} | {"name": "ghost"}
+    evicted = {"phase": "Failed", "reason": "Evicted", "message": "low on disk"}
+    rig.cluster.put(pod | {"status": evicted})
+    await rig.settle()
+    assert ready(case(rig)) == ("True", "Ready", "1 of 1 replicas ready")
+    assert rig.status(CHAT).replicas == 1
+    spoil(rig, {"running": {}})
+    assert ready(case(rig))[1] == "Starting"
+
+
 async def test_a_crash_is_worse_than_waiting(rig: Rig) -> None:
     await up(rig, replicas=3)
     pods = [p for p in rig.cluster.all(POD) if "fetch" not in p["metadata"]["name"]]

@@ -105,6 +105,15 @@ def test_a_snapshot_counts_pods_as_the_scaler_needs_them(woken: Woken) -> None:
     assert snapshot.replicas == 5
 
 
+def test_a_pod_that_ended_is_none(woken: Woken) -> None:
+    woken.put(POD, pod("a", "2", "True"))
+    woken.put(POD, pod("b", "3", phase="Failed", reason="Evicted"))
+    woken.put(POD, pod("c", "4", phase="Succeeded"))
+    snapshot = woken.world.snapshot(CHAT)
+    assert snapshot is not None
+    assert snapshot.pending == 0
+
+
 def test_no_snapshot_of_what_is_not_there(woken: Woken) -> None:
     assert woken.world.snapshot(Key("default", "none")) is None
 
