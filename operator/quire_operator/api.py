@@ -104,7 +104,8 @@ class Model(_Schema, frozen=True):
         Annotated[str, Meta(min_length=1, max_length=253)] | None,
         Meta(
             description="Name of a Secret of this namespace whose key `token` holds the hub "
-            "token. It reaches the fetch Job only, never the pods that serve.",
+            "token. It reaches the fetch Job only, never the pods that serve; so it "
+            "cannot be used with cache.mode none, where those fetch.",
         ),
     ] = None
 
@@ -229,7 +230,7 @@ class Cache(_Schema, frozen=True):
             description="`shared` (default): one claim per model, revision and namespace, made "
             "by the operator, shared by all services that use it and removed with "
             "the last of them. `existing`: a claim of yours. `none`: an emptyDir, "
-            "fetched anew by each pod.",
+            "fetched anew by each pod, without credentials.",
         ),
     ] = "shared"
     size: Annotated[
@@ -237,7 +238,8 @@ class Cache(_Schema, frozen=True):
         Meta(
             description="Size of the claim (mode shared) or limit of the emptyDir (mode none). "
             "Default 20Gi: the claim is made before the model's size is known. A "
-            "larger value grows a claim whose storage class allows it.",
+            "larger value grows a claim whose storage class allows it; with mode none "
+            "another value makes a new revision.",
         ),
     ] = "20Gi"
     storage_class_name: Annotated[
@@ -382,6 +384,11 @@ class Spec(_Schema, frozen=True):
             "!has(self.engine.tensorParallel) || self.engine.tensorParallel == 1"
             " || self.engine.tensorParallel <= self.resources.gpus",
             "engine.tensorParallel must be <= resources.gpus (the GPUs of one replica)",
+        ),
+        Rule(
+            "self.cache.mode != 'none' || !has(self.model.credentialsSecret)",
+            "model.credentialsSecret reaches the fetch Job only, and cache.mode none has none: set"
+            " cache.mode shared or existing, or remove model.credentialsSecret",
         ),
     )
 

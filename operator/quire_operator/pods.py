@@ -68,11 +68,12 @@ def file_of(model: Model) -> list[str]:
 
 def spec_digest(spec: Spec) -> str:
     """Hash of what the user asks of a pod. Defaults are left out: a new field changes no hash."""
+    limit = [str(spec.cache.size)] if mount_of(spec).claim is None else []
     parts = {
         "model": msgspec.to_builtins(spec.model),
         "engine": msgspec.to_builtins(spec.engine),
         "resources": msgspec.to_builtins(spec.resources),
-        "mount": [spec.cache.mode, spec.cache.existing_claim],
+        "mount": [spec.cache.mode, spec.cache.existing_claim, *limit],
         "drain": spec.rollout.drain_seconds,
         "podTemplate": spec.pod_template,
     }
@@ -135,7 +136,8 @@ def engine_template(
         },
     }
     if mount.claim is None:
-        fetch = _fetch_container(spec, image, MODELS, hf_endpoint, repair=False)
+        # Without the hub token: this is a pod that serves. The schema refuses the two together.
+        fetch = _fetch_container(spec, image, MODELS, _environment(None, hf_endpoint), repair=False)
         template["spec"]["initContainers"] = [fetch]
     return overlay(template, spec.pod_template)
 
@@ -146,6 +148,7 @@ def fetch_template(
     """The pod template of a fetch Job. Without the service's label: it is never an endpoint."""
     mount = mount_of(spec)
     serving = engine_template(key, spec, "0" * 8, image, hf_endpoint)["spec"]
+    environment = _environment(spec.model.credentials_secret, hf_endpoint)
     return {
         "metadata": {
             "labels": {
@@ -158,7 +161,7 @@ def fetch_template(
             **_pod_basics(),
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 10,
-            "containers": [_fetch_container(spec, image, mount.root, hf_endpoint, repair=repair)],
+            "containers": [_fetch_container(spec, image, mount.root, environment, repair=repair)],
             "volumes": _volumes(mount, spec),
             **{field: serving[field] for field in SCHEDULING if field in serving},
         },
@@ -250,15 +253,19 @@ def _probe(path: str, *, period: int, timeout: int, failures: int) -> Manifest:
     }
 
 
-def _fetch_container(
-    spec: Spec, image: str, root: str, hf_endpoint: str | None, *, repair: bool
-) -> Manifest:
+def _environment(secret: str | None, hf_endpoint: str | None) -> list[Manifest]:
     environment: list[Manifest] = []
     if hf_endpoint:
         environment.append({"name": "HF_ENDPOINT", "value": hf_endpoint})
-    if spec.model.credentials_secret:
-        reference = {"name": spec.model.credentials_secret, "key": "token"}
+    if secret:
+        reference = {"name": secret, "key": "token"}
         environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
+    return environment
+
+
+def _fetch_container(
+    spec: Spec, image: str, root: str, environment: list[Manifest], *, repair: bool
+) -> Manifest:
     return {
         "name": names.FETCH_CONTAINER,
         "image": image,

@@ -67,6 +67,15 @@ def test_pod_template_keeps_what_we_do_not_know() -> None:
     assert dict(fields())["spec.podTemplate"]["x-kubernetes-preserve-unknown-fields"] is True
 
 
+def test_credentials_and_pods_that_fetch_for_themselves_are_refused_together() -> None:
+    rules = dict(fields())["spec"]["x-kubernetes-validations"]
+    refused = [rule for rule in rules if "credentialsSecret" in rule["rule"]]
+    assert [rule["rule"] for rule in refused] == [
+        "self.cache.mode != 'none' || !has(self.model.credentialsSecret)"
+    ]
+    assert refused[0]["message"].endswith("or remove model.credentialsSecret")
+
+
 def test_scale_and_columns() -> None:
     version = crd.definition()["spec"]["versions"][0]
     assert version["subresources"]["scale"]["labelSelectorPath"] == ".status.selector"

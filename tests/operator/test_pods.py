@@ -106,8 +106,8 @@ def test_a_fetch_goes_where_the_pod_will_go_and_is_no_endpoint() -> None:
 def test_an_empty_dir_is_filled_by_the_pod_itself() -> None:
     spec = spec_of(model={"credentialsSecret": "s"}, cache={"mode": "none", "size": "5Gi"})
     pod = engine_template(CHAT, spec, "0a1b2c3d", "engine:v1", None)["spec"]
-    assert pod["initContainers"][0]["env"][0]["name"] == "HF_TOKEN"
-    assert "env" not in pod["containers"][0]
+    assert pod["initContainers"][0]["args"][:3] == ["fetch", "hf://org/model", "/models"]
+    assert "secretKeyRef" not in str(pod), "credentials never enter a pod that serves"
     assert pod["volumes"][0]["emptyDir"] == {"sizeLimit": "5Gi"}
     assert mount_of(spec).claim is None
 
@@ -139,6 +139,11 @@ def test_what_makes_no_new_revision(change: dict[str, object]) -> None:
 @pytest.mark.parametrize("change", OTHER)
 def test_what_makes_a_new_revision(change: dict[str, object]) -> None:
     assert spec_digest(spec_of(**change)) != spec_digest(spec_of())  # type: ignore[arg-type]
+
+
+def test_the_limit_of_an_empty_dir_makes_a_new_revision() -> None:
+    small, large = ({"mode": "none", "size": size} for size in ("5Gi", "9Gi"))
+    assert spec_digest(spec_of(cache=small)) != spec_digest(spec_of(cache=large))
 
 
 def test_a_revision_is_pinned_to_its_image() -> None:
