@@ -11,30 +11,41 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def next_token(token_ids: list[int], vocab_size: int) -> int:
-    """What FakeModel answers to a history: any change of any token of it changes the answer."""
-    digest = blake2b(repr(token_ids).encode(), digest_size=4).digest()
+def _link(previous: bytes, token_id: int) -> bytes:
+    """What stands in for a token's keys and values: they depend on all tokens before, too."""
+    return blake2b(previous + token_id.to_bytes(8, "little"), digest_size=8).digest()
+
+
+def _answer(links: list[bytes], vocab_size: int) -> int:
+    digest = blake2b(b"".join(links), digest_size=4).digest()
     return int.from_bytes(digest, "little") % vocab_size
 
 
-def complete(prompt: list[int], num_tokens: int, vocab_size: int) -> list[int]:
+def complete(
+    prompt: list[int], num_tokens: int, vocab_size: int, cache_salt: str = ""
+) -> list[int]:
     """The answer that a right engine gives to `prompt` over FakeModel, ignoring stop ids."""
-    history = list(prompt)
+    links = [cache_salt.encode()]
+    for token_id in prompt:
+        links.append(_link(links[-1], token_id))
+    tokens: list[int] = []
     for _ in range(num_tokens):
-        history.append(next_token(history, vocab_size))
-    return history[len(prompt) :]
+        tokens.append(_answer(links[1:], vocab_size))
+        links.append(_link(links[-1], tokens[-1]))
+    return tokens
 
 
 @dataclass
 class FakeModel:
-    """Keeps tokens where a model keeps keys and values, and reads them back through block tables.
+    """Keeps a hash of the history where a model keeps keys and values, and reads all of them back.
 
-    A block shared wrongly, overwritten or forgotten changes the history it sees, hence its answer.
+    It goes through the block tables as attention does: a block shared wrongly (another history,
+    another tenant's salt), overwritten or forgotten changes the answer.
     """
 
     block_size: int
     vocab_size: int = 97
-    cells: dict[int, int] = field(default_factory=dict)  # slot -> token
+    cells: dict[int, bytes] = field(default_factory=dict)  # slot -> link
     num_steps: int = 0
 
     def run(self, batch: Batch) -> "Tensor":
@@ -51,14 +62,20 @@ class FakeModel:
         self.num_steps += 1
         for chunk in batch.chunks:
             self._write(chunk)
-        return [next_token(self._history(sequence), self.vocab_size) for sequence in batch.sampling]
+        return [_answer(self._history(s), self.vocab_size) for s in batch.sampling]
 
     def _write(self, chunk: Chunk) -> None:
         sequence, begin = chunk.sequence, chunk.sequence.num_computed_tokens
         for position in range(begin, begin + chunk.num_tokens):
-            self.cells[self._slot(sequence, position)] = sequence.token_ids[position]
+            previous = (
+                self.cells[self._slot(sequence, position - 1)]
+                if position
+                else sequence.cache_salt.encode()
+            )
+            link = _link(previous, sequence.token_ids[position])
+            self.cells[self._slot(sequence, position)] = link
 
-    def _history(self, sequence: Sequence) -> list[int]:
+    def _history(self, sequence: Sequence) -> list[bytes]:
         return [self.cells[self._slot(sequence, p)] for p in range(sequence.num_tokens)]
 
     def _slot(self, sequence: Sequence, position: int) -> int:

@@ -86,7 +86,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.num_finished += 1
         prompt = sequence.token_ids[: sequence.num_prompt_tokens]
         room = MAX_MODEL_LEN - len(prompt)
-        expected = complete(prompt, min(sequence.sampling.max_tokens, room), 3)
+        num_tokens = min(sequence.sampling.max_tokens, room)
+        expected = complete(prompt, num_tokens, 3, sequence.cache_salt)
         assert sequence.token_ids[len(prompt) :] == expected
 
     @invariant()
