@@ -47,9 +47,14 @@ class HealthMonitor:
             return HealthReport(False, "CoreDied")
         if loading:
             return self._judge(now - self._moved, self._timeout * LOAD_FACTOR, "Loading")
-        if pending_since is None:
+        if pending_since is None and not progress.pending:
             return HealthReport(True, "Idle")
-        return self._judge(now - max(self._moved, pending_since), self._timeout, "Working")
+        # Beginning work moves the counter: what the core itself holds is as old as the last move.
+        # What only the API has sent is not, for the core may have been idle since.
+        since = self._moved
+        if pending_since is not None and not progress.pending:
+            since = max(since, pending_since)
+        return self._judge(now - since, self._timeout, "Working")
 
     def _judge(self, stalled: float, limit: float, otherwise: str) -> HealthReport:
         if stalled > limit:

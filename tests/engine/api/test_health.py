@@ -9,12 +9,13 @@ def check(
     counter: int,
     now: float,
     *,
+    pending: int = 0,
     pending_since: float | None = None,
     alive: bool = True,
     loading: bool = False,
 ) -> HealthReport:
     return monitor.check(
-        Progress(counter, 0, 0),
+        Progress(counter, pending, 0),
         now=now,
         alive=alive,
         loading=loading,
@@ -35,6 +36,20 @@ def test_a_core_that_stands_still_with_work_is_hung() -> None:
     report = check(monitor, 5, 70.1, pending_since=10)
     assert (report.healthy, report.reason) == (False, "Stalled")
     assert report.stalled_seconds > 60
+
+
+def test_a_core_that_hangs_is_hung_still_when_its_last_client_has_left() -> None:
+    monitor = HealthMonitor(60, now=0)
+    assert check(monitor, 5, 10, pending=3, pending_since=10).healthy
+    assert check(monitor, 5, 60, pending=3).reason == "Working"
+    report = check(monitor, 5, 70.1, pending=3)
+    assert (report.healthy, report.reason) == (False, "Stalled")
+
+
+def test_a_hung_core_is_not_excused_by_a_new_request() -> None:
+    monitor = HealthMonitor(60, now=0)
+    check(monitor, 5, 10, pending=3)
+    assert not check(monitor, 5, 71, pending=3, pending_since=70).healthy
 
 
 def test_a_long_prefill_moves_the_counter() -> None:
