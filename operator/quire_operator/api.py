@@ -253,8 +253,9 @@ class Cache(_Schema, frozen=True):
         Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"],
         Meta(
             description="Access mode of the claim (mode shared). Default ReadWriteOnce, which "
-            "keeps all replicas on the volume's node; ReadWriteMany lets them "
-            "spread. Read when the claim is made.",
+            "keeps all replicas on the volume's node (a required podAffinity, which "
+            "podTemplate may replace); ReadWriteMany lets them spread. Read when the "
+            "claim is made.",
         ),
     ] = "ReadWriteOnce"
     existing_claim: Annotated[

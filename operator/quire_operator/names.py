@@ -15,6 +15,8 @@ COMPONENT = "app.kubernetes.io/component"
 LABEL_SERVICE = f"{GROUP}/service"
 LABEL_REVISION = f"{GROUP}/revision"
 LABEL_CLAIM = f"{GROUP}/claim"
+LABEL_CACHE = f"{GROUP}/cache"
+"""On all pods that mount a claim of ours: its name, by which they keep to one node."""
 SELECTOR = f"{MANAGED_BY}={MANAGED_BY_VALUE}"
 
 ANNOTATION_DIGEST = f"{GROUP}/applied"

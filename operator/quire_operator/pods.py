@@ -124,7 +124,13 @@ def engine_template(
     """The pod template of a revision, overlay included. Raises OverlayError."""
     mount = mount_of(spec)
     template: Manifest = {
-        "metadata": {"labels": {**names.labels(key.name), names.LABEL_REVISION: revision}},
+        "metadata": {
+            "labels": {
+                **names.labels(key.name),
+                names.LABEL_REVISION: revision,
+                **_cache_label(spec),
+            }
+        },
         "spec": {
             **_pod_basics(),
             "terminationGracePeriodSeconds": PRE_STOP_SECONDS
@@ -133,6 +139,7 @@ def engine_template(
             "containers": [_engine_container(key, spec, image)],
             "volumes": _volumes(mount, spec),
             **_gpu_tolerations(spec),
+            **_one_node(spec),
         },
     }
     if mount.claim is None:
@@ -155,6 +162,7 @@ def fetch_template(
                 names.MANAGED_BY: names.MANAGED_BY_VALUE,
                 names.COMPONENT: "fetch",
                 names.LABEL_CLAIM: stem,
+                **_cache_label(spec),
             }
         },
         "spec": {
@@ -207,6 +215,24 @@ def _gpu_tolerations(spec: Spec) -> Manifest:
         return {}
     key = spec.resources.gpu_resource
     return {"tolerations": [{"key": key, "operator": "Exists", "effect": "NoSchedule"}]}
+
+
+def _cache_label(spec: Spec) -> dict[str, str]:
+    """A claim of the user's is not marked: its name may be too long for a label."""
+    claim = mount_of(spec).claim
+    ours = spec.cache.mode == "shared" and not spec.model.uri.startswith("pvc://")
+    return {names.LABEL_CACHE: claim} if ours and claim else {}
+
+
+def _one_node(spec: Spec) -> Manifest:
+    """A ReadWriteOnce volume is attached to one node: a pod on another waits there for ever."""
+    label = _cache_label(spec)
+    if not label or spec.cache.access_mode == "ReadWriteMany":
+        return {}
+    # The first pod matches itself and so may go anywhere.
+    term = {"labelSelector": {"matchLabels": label}, "topologyKey": "kubernetes.io/hostname"}
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    return {"affinity": {"podAffinity": required}}
 
 
 def _engine_resources(spec: Spec) -> Manifest:

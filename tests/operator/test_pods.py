@@ -103,6 +103,48 @@ def test_a_fetch_goes_where_the_pod_will_go_and_is_no_endpoint() -> None:
     ]
 
 
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
+def pod_affinity(**more: object) -> Manifest:
+    found: Manifest = (template(**more)["spec"].get("affinity") or {}).get("podAffinity") or {}
+    return found
+
+
+@pytest.mark.parametrize("mode", ["ReadWriteOnce", "ReadWriteOncePod"])
+def test_pods_and_fetches_keep_to_the_node_of_a_volume_for_one_node(mode: str) -> None:
+    spec = spec_of(cache={"accessMode": mode})
+    fetch = fetch_template(CHAT, spec, "stem", "engine:v1", None, repair=False)
+    for pod in (template(cache={"accessMode": mode}), fetch):
+        [term] = pod["spec"]["affinity"]["podAffinity"][REQUIRED]
+        assert term["topologyKey"] == "kubernetes.io/hostname"
+        selector = term["labelSelector"]["matchLabels"]
+        assert selector == {"serving.quire.dev/cache": mount_of(spec).claim}
+        assert selector.items() <= pod["metadata"]["labels"].items(), "the first one fits itself"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"cache": {"accessMode": "ReadWriteMany"}},
+        {"cache": {"mode": "none"}},
+        {"cache": {"mode": "existing", "existingClaim": "mine"}},
+        {"uri": "pvc://mine/llama"},
+    ],
+)
+def test_other_volumes_let_pods_spread(more: dict[str, object]) -> None:
+    assert pod_affinity(**more) == {}
+
+
+def test_the_users_affinity_is_merged_and_wins() -> None:
+    zone = {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": []}}}
+    merged = template(podTemplate={"spec": {"affinity": zone}})["spec"]["affinity"]
+    assert merged == zone | {"podAffinity": pod_affinity()}
+    near = {"podAffinity": {REQUIRED: [{"topologyKey": "zone"}]}}
+    assert pod_affinity(podTemplate={"spec": {"affinity": near}}) == near["podAffinity"]
+    assert pod_affinity(podTemplate={"spec": {"affinity": None}}) == {}
+
+
 def test_an_empty_dir_is_filled_by_the_pod_itself() -> None:
     spec = spec_of(model={"credentialsSecret": "s"}, cache={"mode": "none", "size": "5Gi"})
     pod = engine_template(CHAT, spec, "0a1b2c3d", "engine:v1", None)["spec"]
