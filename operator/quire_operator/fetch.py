@@ -10,7 +10,7 @@ Completion and failures lie on the claim, as annotations, and outlive Jobs and o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TypeVar
 
@@ -31,6 +31,8 @@ RETRY_STEADY_SECONDS = 20.0
 RETRY_PATIENT_AFTER = 60
 RETRY_PATIENT_SECONDS = 300.0
 """After 60 failures, some 20 minutes."""
+LAST_WORDS_SECONDS = 5.0
+"""A Job may be seen to end before its pod's last state, which has commit, bytes and plan."""
 REPAIR_SECONDS = 60.0
 """Between repairs of one claim, times their number: a broken disk is not filled over and over."""
 
@@ -124,6 +126,8 @@ def state(seen: Observation) -> FetchState:
     last = seen.jobs[-1] if seen.jobs else None
     if last is not None and _runs(last) and not _replaceable(seen, last):
         return _running(seen, last, record, failure)
+    if last is not None and _untold(last, record, failure) and _last_words_due(seen, last):
+        return replace(_running(seen, last, record, failure), wait_seconds=1.0)
     if last is not None and last.succeeded and (not record or record.attempt < last.attempt):
         record, failure = _record(seen, last, record), None
         note = (_written(seen, record), (names.failed_annotation(seen.content), None))
@@ -135,6 +139,14 @@ def state(seen: Observation) -> FetchState:
 
 def _runs(job: JobView) -> bool:
     return not job.succeeded and not job.failed
+
+
+def _last_words_due(seen: Observation, job: JobView) -> bool:
+    """Whether the Job has just ended, and the pod that we know is not yet seen to have."""
+    pod = _pod_of(seen, job)
+    if pod is None or pod.ended or pod.main is None or pod.main.exited is not None:
+        return False
+    return job.finished is not None and seen.now - job.finished < LAST_WORDS_SECONDS
 
 
 def _replaceable(seen: Observation, job: JobView) -> bool:

@@ -5,6 +5,7 @@ import pytest
 from quire_operator import fetch
 from quire_operator.kinds import CLAIM, JOB, POD
 from quire_operator.names import Key
+from quire_operator.status import timestamp
 from quire_operator.testing import Rig, service_manifest
 
 
@@ -113,8 +114,6 @@ async def test_repairs_of_one_claim_wait_longer_each_time(rig: Rig, chat: Key) -
 
 
 def crash(rig: Rig, chat: Key) -> None:
-    from quire_operator.status import timestamp
-
     rig.cluster.now += 1
     pod = next(p for p in rig.cluster.all(POD) if "fetch" not in p["metadata"]["name"])
     ended = {"exitCode": 66, "finishedAt": timestamp(rig.cluster.now), "message": "missing"}
@@ -190,3 +189,44 @@ async def test_a_failure_is_of_the_service_that_started_the_fetch(rig: Rig, chat
     rig.cluster.put(service_manifest("zeta", model=model))
     await rig.settle()
     assert "token" in str(rig.cluster.all(JOB)), "its starter mended it: tried at once"
+
+
+def complete(rig: Rig) -> None:
+    """The fetch's Job ends; the watch of its pod lags."""
+    job = rig.cluster.all(JOB)[0]["metadata"]["name"]
+    at = timestamp(rig.cluster.now)
+    done = {"type": "Complete", "status": "True", "lastTransitionTime": at}
+    rig.cluster.set_status(JOB, Key("default", job), {"conditions": [done]})
+
+
+async def test_a_job_seen_to_end_before_its_pod_is_given_time_for_its_last_words(
+    rig: Rig, chat: Key
+) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    await rig.settle()
+    complete(rig)
+    await rig.settle()
+    assert rig.again[chat] == 1
+    assert "fetched" not in str(rig.cluster.all(CLAIM))
+    rig.cluster._job_pod(rig.cluster.all(JOB)[0], {"commit": "c0ffee", "bytesTotal": 1000})
+    await rig.settle()
+    model = rig.status(chat).model
+    assert model is not None
+    assert (model.commit, model.bytes_total) == ("c0ffee", 1000)
+
+
+async def test_a_pod_that_never_says_how_it_ended_is_not_waited_for_long(
+    rig: Rig, chat: Key
+) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    complete(rig)
+    await rig.settle()
+    rig.cluster.now += fetch.LAST_WORDS_SECONDS
+    await rig.wake(chat)
+    assert rig.condition(chat, "ModelCached").reason == "Cached"
