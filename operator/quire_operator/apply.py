@@ -35,6 +35,9 @@ from quire_operator.world import World
 
 logger = logging.getLogger(__name__)
 
+BASIS = (Annotate, JoinClaim)
+"""What later actions stand on: a Job goes once its end is recorded, pods come up on our claim."""
+
 
 async def scale(client: Api, key: Key, replicas: int) -> None:
     """Writes spec.replicas through /scale, as an autoscaler would. Raises NotLeader, ApiError."""
@@ -63,7 +66,7 @@ class Applier:
         }
 
     async def run(self, actions: tuple[Action, ...]) -> tuple[Problem, ...]:
-        """All actions; those after a refused one still run, as they do not stand on it.
+        """All actions; those after a refused one still run, unless they stand on it (`BASIS`).
 
         Raises NotLeader, Conflict, Unavailable: the next reconcile sees a newer world.
         """
@@ -79,6 +82,8 @@ class Applier:
                 problem = Problem("Denied", f"the operator may not do this: {e.message}")
             if problem is not None:
                 problems.append(problem)
+                if isinstance(action, BASIS):
+                    break
         return tuple(problems)
 
     @property

@@ -78,13 +78,15 @@ class Reconciler:
         seen = await self._ask_around(seen)
         wanted = plan(seen)
         problems = await Applier(self.client, self.world, seen).run(wanted.actions)
-        self._count(wanted)
+        self._count(seen, wanted)
         await self._tell(seen, problems)
         return _soonest(wanted.again_seconds, PROBLEM_SECONDS if problems else None)
 
-    def _count(self, done: Plan) -> None:
+    def _count(self, seen: Observation, done: Plan) -> None:
         """A fetch whose end has just been recorded on the claim."""
-        if not done.fetch.note:
+        claim = self.world.claim(Key(seen.key.namespace, seen.mount.claim or ""))
+        told = claim.meta.annotations if claim is not None else {}
+        if not done.fetch.note or any(told.get(k) != v for k, v in done.fetch.note):
             return
         failure, record = done.fetch.failure, done.fetch.record
         if failure is not None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_operator.errors import QuotaExceeded, Unavailable
+from quire_operator.errors import Denied, QuotaExceeded, Unavailable
 from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, POD, SERVICE, SERVICE_KIND
 from quire_operator.names import Key
 from quire_operator.observe import Progress
@@ -316,6 +316,25 @@ async def test_a_quota_is_told_and_tried_again(rig: Rig, chat: Key) -> None:
     assert rig.again[chat] is not None
     rig.cluster.refuse.clear()
     await rig.wake(chat)
+    await rig.bring_up(chat)
+    assert rig.condition(chat).reason == "Ready"
+
+
+async def test_a_job_stays_until_its_end_can_be_recorded(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.refuse[CLAIM] = Denied(403, "PATCH claims", "a webhook says no")
+    rig.cluster.run_jobs({"commit": "c0ffee", "bytesTotal": 1000})
+    for _ in range(3):
+        await rig.wake(chat)
+    jobs = [job["metadata"]["name"].rpartition("-")[2] for job in rig.cluster.all(JOB)]
+    assert jobs == ["1"], "not fetched again and again"
+    assert rig.condition(chat).reason == "Denied"
+    assert rig.cluster.all(DEPLOYMENT) == []
+    rig.cluster.refuse.clear()
+    await rig.wake(chat)
+    assert b'quire_model_downloads_total{result="ok"} 1.0' in rig.reconciler.metrics.text()
     await rig.bring_up(chat)
     assert rig.condition(chat).reason == "Ready"
 
