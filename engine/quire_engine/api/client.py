@@ -183,13 +183,33 @@ class CoreClient:
 
     # ---- what handlers do -----------------------------------------------------------------------
 
+    def require_room(self, num_sequences: int) -> None:
+        """QueueFull when so many sequences cannot be taken now, InvalidRequest when they never
+        can. Cheap: ask before tokenizing, which a body of a million prompts pays for otherwise.
+        """
+        if self.ready is None:
+            raise Unavailable("the model is not loaded yet; try again shortly", retry_after=2)
+        seats, most = self.ready.max_num_seqs, self._max_num_queued_reqs
+        if num_sequences > seats + most:
+            raise InvalidRequest(
+                f"prompts x n must be <= {seats + most} (what runs and waits at once), "
+                f"got {num_sequences}; split the request",
+                param="n",
+            )
+        free = 0 if self.num_queued else max(0, seats - self.num_open)
+        if self.num_queued + max(0, num_sequences - free) > most:
+            raise QueueFull(
+                f"at most {most} sequences may wait beside the {seats} that run, {self.num_queued} "
+                f"wait and this request brings {num_sequences}; "
+                f"try again in {self._seconds_to_a_seat()} s",
+                retry_after=self._seconds_to_a_seat(),
+            )
+
     def submit(self, requests: Sequence[AddRequest], *, arrived: float) -> Generation:
         """Send the sequences of one HTTP request. QueueFull or Unavailable when they cannot be
         taken.
         """
-        if self.ready is None:
-            raise Unavailable("the model is not loaded yet; try again shortly", retry_after=2)
-        self._admit(len(requests))
+        self.require_room(len(requests))
         generation = Generation(self, [request.request_id for request in requests])
         if not self._sequences:
             self.pending_since = time.monotonic()
@@ -259,24 +279,6 @@ class CoreClient:
             self._core.close()  # it is gone, or loading and reads no messages yet
 
     # ---- inside ---------------------------------------------------------------------------------
-
-    def _admit(self, num_sequences: int) -> None:
-        assert self.ready is not None
-        seats, most = self.ready.max_num_seqs, self._max_num_queued_reqs
-        if num_sequences > seats + most:
-            raise InvalidRequest(
-                f"prompts x n must be <= {seats + most} (what runs and waits at once), "
-                f"got {num_sequences}; split the request",
-                param="n",
-            )
-        free = 0 if self.num_queued else max(0, seats - self.num_open)
-        if self.num_queued + max(0, num_sequences - free) > most:
-            raise QueueFull(
-                f"at most {most} sequences may wait beside the {seats} that run, {self.num_queued} "
-                f"wait and this request brings {num_sequences}; "
-                f"try again in {self._seconds_to_a_seat()} s",
-                retry_after=self._seconds_to_a_seat(),
-            )
 
     def _seconds_to_a_seat(self) -> int:
         """A seat frees every (mean time of a request / seats) seconds; the queue comes first."""

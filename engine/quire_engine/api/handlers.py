@@ -62,6 +62,7 @@ class Handlers:
                 "set logprobs",
                 param="top_logprobs",
             )
+        self._client.require_room(body.n or 1)
         prompt = await model.encode_chat(
             body.messages,
             add_generation_prompt=body.add_generation_prompt,
@@ -79,7 +80,9 @@ class Handlers:
         model = self._ready_model()
         body = parse(CompletionRequest, await self._read(request))
         self._check_model_name(body.model)
-        prompts = await _prompts(body, model)
+        given = _given_prompts(body)
+        self._client.require_room(len(given) * (body.n or 1))
+        prompts = await _encoded(given, body, model)
         head = self._head(body, "cmpl", wants_logprobs=body.logprobs is not None)
         job = _job(head.id, body, prompts, model, arrived, body.logprobs)
         return self._answer(body, job, CompletionShape(head, model.tokenizer))
@@ -194,20 +197,24 @@ class Handlers:
         )
 
 
-async def _prompts(body: CompletionRequest, model: "ServedModel") -> list[Prompt]:
+def _given_prompts(body: CompletionRequest) -> list[str | list[int]]:
     """The prompt field's four forms: text, texts, token ids, lists of token ids."""
     given = [body.prompt] if isinstance(body.prompt, str) else list(body.prompt)
     texts: list[str | list[int]] = [item for item in given if not isinstance(item, int)]
     ids = [item for item in given if isinstance(item, int)]
-    if ids:
-        if texts:
-            raise InvalidRequest(
-                "prompt must be a text, texts, token ids or lists of token ids, got a mixture; "
-                "send one kind",
-                param="prompt",
-            )
-        texts = [ids]
-    prompts = [await _prompt(item, body, model) for item in texts]
+    if ids and texts:
+        raise InvalidRequest(
+            "prompt must be a text, texts, token ids or lists of token ids, got a mixture; "
+            "send one kind",
+            param="prompt",
+        )
+    return [ids] if ids else texts
+
+
+async def _encoded(
+    given: Sequence[str | list[int]], body: CompletionRequest, model: "ServedModel"
+) -> list[Prompt]:
+    prompts = [await _prompt(item, body, model) for item in given]
     if not prompts or not all(prompts):
         raise InvalidRequest(
             "each prompt must have at least one token, got an empty one; send some text",
