@@ -14,7 +14,7 @@ from typing import Any
 from quire_operator import children, names
 from quire_operator.api import KIND
 from quire_operator.client import Api
-from quire_operator.conditions import Problem
+from quire_operator.conditions import MAX_MESSAGE, Problem
 from quire_operator.errors import AlreadyExists, Denied, Invalid, NotFound, QuotaExceeded
 from quire_operator.kinds import CLAIM, DEPLOYMENT, SERVICE_KIND, Kind, Manifest
 from quire_operator.names import Key
@@ -184,8 +184,11 @@ class Applier:
         try:
             await self._patch_claim(meta.name, body)
         except (Invalid, Denied) as e:
-            # A class that cannot grow is no reason to stop serving.
+            # A class that cannot grow is no reason to stop serving: conditions tell of it.
             logger.warning("[%s] claim %s cannot grow: %s", self._seen.key, meta.name, e.message)
+            note = {names.refused_size_annotation(action.size): e.message[:MAX_MESSAGE]}
+            body = {"metadata": {"uid": meta.uid, "annotations": note}}
+            await self._patch_claim(meta.name, body)
         return None
 
     async def _join(self, action: JoinClaim) -> Problem | None:

@@ -162,7 +162,9 @@ def _fetch_failed(case: Case) -> Trouble | None:
     if case.fetch.record is not None and case.ready_pods:
         return None
     tries = f"{failure.failures} attempt{'s' if failure.failures > 1 else ''}"
-    return failure.reason, f"{failure.message} ({tries} so far, trying again)"
+    message = f"{failure.message} ({tries} so far, trying again)"
+    small = _cannot_grow(case) if failure.reason == "NoSpace" else None
+    return failure.reason, f"{message}; {small[1]}" if small is not None else message
 
 
 def _fetching(case: Case) -> Trouble | None:
@@ -289,6 +291,16 @@ def _starting(case: Case) -> Trouble | None:
     return "Starting", f"{ready} of {wanted} replicas ready, {running - ready} loading the model"
 
 
+def _cannot_grow(case: Case) -> Trouble | None:
+    seen = case.seen
+    if seen.refused_growth is None or seen.claim is None:
+        return None
+    return "ClaimCannotGrow", (
+        f"claim {seen.claim.meta.name} of {seen.claim.size} cannot grow to cache.size "
+        f"{seen.spec.cache.size}: {seen.refused_growth}; set cache.size back, or another one to try"
+    )
+
+
 TABLE: tuple[Callable[[Case], Trouble | None], ...] = (
     _refused,
     _scaled_to_zero,
@@ -298,6 +310,7 @@ TABLE: tuple[Callable[[Case], Trouble | None], ...] = (
     _no_pods,
     _pod_trouble,
     _starting,
+    _cannot_grow,
 )
 """First match wins. What stops everything behind it stands before it."""
 

@@ -81,6 +81,12 @@ def failed_annotation(content: str) -> str:
     return f"{GROUP}/failed.{content}"
 
 
+def refused_size_annotation(size: str) -> str:
+    """Annotation of a claim: it cannot grow to this size, and the API server's words why. One for
+    each size, as services that share the claim may ask for different ones."""
+    return f"{GROUP}/refused-size.{size}"
+
+
 def deployment(name: str, revision: str) -> str:
     return f"{name}-{revision}"
 

@@ -15,6 +15,7 @@ from quire_operator.views import (
     JobView,
     PodView,
     ServiceView,
+    quantity,
 )
 from quire_operator.world import ScalingRecord, World
 
@@ -88,6 +89,21 @@ class Observation:
     def fetches(self) -> bool:
         """Whether the model comes to a claim by a Job (not: pvc:// and emptyDir)."""
         return not self.spec.model.uri.startswith("pvc://") and self.mount.claim is not None
+
+    @property
+    def too_small(self) -> bool:
+        """Whether the claim is ours and less than the spec asks for."""
+        if self.spec.cache.mode != "shared" or not self.fetches or self.claim is None:
+            return False
+        return (quantity(self.spec.cache.size) or 0) > (quantity(self.claim.size) or 0)
+
+    @property
+    def refused_growth(self) -> str | None:
+        """The API server's words, where the claim cannot grow to what the spec asks for."""
+        if not self.too_small or self.claim is None:
+            return None
+        refused = names.refused_size_annotation(str(self.spec.cache.size))
+        return self.claim.meta.annotations.get(refused)
 
     @property
     def current(self) -> DeploymentView | None:

@@ -16,7 +16,7 @@ from quire_operator.errors import OverlayError
 from quire_operator.fetch import FetchState, Stage
 from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, POD, SERVICE, Kind, Manifest
 from quire_operator.observe import Observation
-from quire_operator.views import ChildView, ClaimView, DeploymentView, quantity
+from quire_operator.views import ChildView, ClaimView, DeploymentView
 
 POLL_SECONDS = 5.0
 """How often a running fetch is asked for its bytes."""
@@ -150,7 +150,7 @@ def _claim(seen: Observation, state: FetchState) -> list[Action]:
     if seen.uid not in claim.meta.owners:
         actions.append(JoinClaim(claim))
     size = str(seen.spec.cache.size)
-    if (quantity(size) or 0) > (quantity(claim.size) or 0):
+    if seen.too_small and seen.refused_growth is None:
         actions.append(Grow(claim, size))
     return actions
 

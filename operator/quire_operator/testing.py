@@ -437,8 +437,13 @@ class FakeProgress:
 class Rig:
     """A control plane over a FakeCluster: watches never lag, a test moves the clock."""
 
-    def __init__(self, image: str = "engine:v1", hf_endpoint: str | None = None) -> None:
-        self.cluster = FakeCluster()
+    def __init__(
+        self,
+        image: str = "engine:v1",
+        hf_endpoint: str | None = None,
+        cluster: FakeCluster | None = None,
+    ) -> None:
+        self.cluster = cluster or FakeCluster()
         self.woken: dict[Key, None] = {}
         self.world = World(lambda key: self.woken.setdefault(key))
         self.progress = FakeProgress()

@@ -1,12 +1,24 @@
 """The whole way through one service's life, over an API server that behaves."""
 
+from typing import Any
+
 import pytest
 
 from quire_operator.errors import Denied, QuotaExceeded, Unavailable
-from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, POD, SERVICE, SERVICE_KIND
+from quire_operator.kinds import (
+    BUDGET,
+    CLAIM,
+    DEPLOYMENT,
+    JOB,
+    POD,
+    SERVICE,
+    SERVICE_KIND,
+    Kind,
+    Manifest,
+)
 from quire_operator.names import Key
 from quire_operator.observe import Progress
-from quire_operator.testing import Rig, service_manifest
+from quire_operator.testing import FakeCluster, Rig, service_manifest
 from quire_operator.world import ScalingReport
 
 
@@ -337,6 +349,45 @@ async def test_a_job_stays_until_its_end_can_be_recorded(rig: Rig, chat: Key) ->
     assert b'quire_model_downloads_total{result="ok"} 1.0' in rig.reconciler.metrics.text()
     await rig.bring_up(chat)
     assert rig.condition(chat).reason == "Ready"
+
+
+class FixedSize(FakeCluster):
+    """A cluster whose claims cannot grow."""
+
+    async def patch(self, kind: Kind, *args: Any, **more: Any) -> Manifest:
+        if kind is CLAIM and "spec" in args[2]:
+            self.writes.append("PATCH size")
+            raise Denied(403, "PATCH claims", "only dynamically provisioned pvc can be resized")
+        return await super().patch(kind, *args, **more)
+
+
+async def test_a_claim_that_cannot_grow_is_told_and_not_asked_again(chat: Key) -> None:
+    rig = Rig(cluster=FixedSize())
+    rig.cluster.put(service_manifest())
+    rig.cluster.put(service_manifest("other", cache={"size": "60Gi"}))
+    await rig.bring_up(chat)
+    rig.cluster.put(service_manifest(cache={"size": "50Gi"}))
+    await rig.settle()
+    assert await rig.wake(chat) == []
+    assert rig.cluster.writes.count("PATCH size") == 2, "once for each size"
+    ready = rig.condition(chat)
+    assert (ready.status, ready.reason) == ("True", "ClaimCannotGrow")
+    assert "of 20Gi cannot grow to cache.size 50Gi: only dynamically" in ready.message
+    rig.cluster.put(service_manifest(cache={"size": "20Gi"}))
+    await rig.settle()
+    assert rig.condition(chat).reason == "Ready"
+
+
+async def test_a_full_claim_that_cannot_grow_says_both(chat: Key) -> None:
+    rig = Rig(cluster=FixedSize())
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs({"reason": "NoSpace", "message": "needs 30.0 GB, 20.0 GB are free"})
+    rig.cluster.put(service_manifest(cache={"size": "50Gi"}))
+    await rig.settle()
+    assert rig.condition(chat).reason == "NoSpace"
+    assert "cannot grow" in rig.condition(chat).message
 
 
 async def test_an_outage_is_the_queues_to_retry(rig: Rig, chat: Key) -> None:
