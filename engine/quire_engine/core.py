@@ -1,7 +1,7 @@
 """The core process: requests in over one socket, steps, outputs out over the other.
 
     python -m quire_engine.core --config CONFIG.json --requests ipc://... --outputs ipc://...
-                                --progress PATH
+                                --progress PATH --parent PID
 
 The API process starts it and ends it: see ../README.md.
 """
@@ -68,11 +68,13 @@ class Channel:
 class Core:
     """The loop around an engine."""
 
-    def __init__(self, engine: Engine, channel: Channel, progress: ProgressFile) -> None:
+    def __init__(
+        self, engine: Engine, channel: Channel, progress: ProgressFile, parent: int
+    ) -> None:
         self._engine = engine
         self._channel = channel
         self._progress = progress
-        self._parent = os.getppid()
+        self._parent = parent
 
     def serve(self) -> None:
         """Receive and step until Shutdown comes or the parent goes."""
@@ -102,7 +104,7 @@ class Core:
         return True
 
 
-def run_core(config_path: Path, channel: Channel, progress: ProgressFile) -> ExitCode:
+def run_core(config_path: Path, channel: Channel, progress: ProgressFile, parent: int) -> ExitCode:
     """Start, report ready, serve. What ends it early is reported as CoreFailed."""
     stopwatch = Stopwatch(_since=time.monotonic() - _process_age_seconds())
     stopwatch.lap("imports")
@@ -114,7 +116,7 @@ def run_core(config_path: Path, channel: Channel, progress: ProgressFile) -> Exi
         channel.send(ready)
         logger.info("ready kernels=%s blocks=%d startup_seconds=%s",
                     ready.kernels, ready.num_blocks, ready.startup_seconds)  # fmt: skip
-        Core(engine, channel, progress).serve()
+        Core(engine, channel, progress, parent).serve()
         return ExitCode.OK
     except EngineError as error:
         return _fail(channel, CoreFailed(exit_code=error.exit_code, reason=error.reason,
@@ -134,23 +136,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m quire_engine.core", description=__doc__)
     for name in ("config", "requests", "outputs", "progress"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--parent", required=True, type=int)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-    _tie_to_parent()
+    if not _tie_to(options.parent):
+        return ExitCode.OK
     channel = Channel(options.requests, options.outputs)
     try:
         progress = ProgressFile.open(Path(options.progress))
-        return run_core(Path(options.config), channel, progress)
+        return run_core(Path(options.config), channel, progress, options.parent)
     finally:
         channel.close()
 
 
-def _tie_to_parent() -> None:
-    """Leave signals to the parent, and die when it dies (beyond Linux the loop's check does)."""
+def _tie_to(parent: int) -> bool:
+    """Leave signals to the parent, and die when it dies (beyond Linux the loop's check does).
+
+    False when it is gone already: our imports take seconds, and nobody signals a death before them.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent
 
 
 def _fail(channel: Channel, failure: CoreFailed) -> ExitCode:

@@ -47,7 +47,8 @@ class CoreUnderTest:
         self.process = None
 
     def start(self):
-        self.process = subprocess.Popen(self.command, stderr=subprocess.DEVNULL)
+        command = [*self.command, "--parent", str(os.getpid())]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         return self
 
     def send(self, message):
@@ -161,24 +162,42 @@ def test_what_a_core_cannot_survive_is_said_and_becomes_its_exit_code(
     assert running.process.wait(timeout=30) == exit_code
 
 
-def test_a_core_dies_with_its_parent(core, tiny_model, tmp_path):
-    orphan = core(tiny_model("llama"))
-    parent = textwrap.dedent(f"""
-        import subprocess, sys, time
-        child = subprocess.Popen({orphan.command!r}, stderr=subprocess.DEVNULL)
+def parent_of(core, *, then):
+    """A process that starts `core` and then does that; with a descriptor of the core's."""
+    script = textwrap.dedent(f"""
+        import os, subprocess, time
+        command = {core.command!r} + ["--parent", str(os.getpid())]
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         print(child.pid, flush=True)
-        time.sleep(600)
+        {then}
     """)
-    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
-    pid = int(process.stdout.readline())
-    descriptor = os.pidfd_open(pid)
-    assert isinstance(orphan.receive(), CoreReady)
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    return process, os.pidfd_open(int(process.stdout.readline()))
+
+
+def await_end(parent, descriptor, seconds):
+    """Wait for both; the core not longer than `seconds`."""
+    parent.wait()
+    parent.stdout.close()
     poller = zmq.Poller()
     poller.register(descriptor, zmq.POLLIN)
     begin = time.monotonic()
     assert poller.poll(RECEIVE_MS), "the core outlived its parent"
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < seconds
     os.close(descriptor)
+
+
+def test_a_core_dies_with_its_parent(core, tiny_model):
+    orphan = core(tiny_model("llama"))
+    parent, descriptor = parent_of(orphan, then="time.sleep(600)")
+    assert isinstance(orphan.receive(), CoreReady)
+    parent.kill()
+    await_end(parent, descriptor, seconds=10)
+
+
+def test_a_core_whose_parent_died_before_it_could_look_does_not_start(core, tiny_model):
+    """The parent goes while the core imports: too early for PDEATHSIG."""
+    orphan = core(tiny_model("llama"))
+    parent, descriptor = parent_of(orphan, then="os._exit(0)")
+    await_end(parent, descriptor, seconds=RECEIVE_MS / 1000)
+    assert not orphan.outputs.poll(0), "it loaded a model for nobody"

@@ -56,6 +56,7 @@ class CoreProcess:
             "--requests": f"ipc://{folder}/requests",
             "--outputs": f"ipc://{folder}/outputs",
             "--progress": str(folder / "progress"),
+            "--parent": str(os.getpid()),
         }
         process = subprocess.Popen(
             [*command, *(part for pair in arguments.items() for part in pair)]

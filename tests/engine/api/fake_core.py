@@ -191,7 +191,7 @@ class FakeCore:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for flag in ("--config", "--requests", "--outputs", "--progress"):
+    for flag in ("--config", "--requests", "--outputs", "--progress", "--parent"):
         parser.add_argument(flag, required=True)
     arguments = parser.parse_args()
     context = zmq.Context()
