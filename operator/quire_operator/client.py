@@ -22,8 +22,6 @@ STRATEGIC = "application/strategic-merge-patch+json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 READ_TIMEOUT_SECONDS = 30.0
-WRITE_TIMEOUT_SECONDS = 5.0
-"""A third of the lease: writes begin only in its first two thirds, and so end within it."""
 
 
 class Api(Protocol):
@@ -84,15 +82,25 @@ def _no_guard() -> None:
 
 
 class KubeClient:
-    """`Api` over HTTP. `guard` is called before each write and raises NotLeader to stop it."""
+    """`Api` over HTTP. `guard` is called before each write and raises NotLeader to stop it.
 
-    def __init__(self, transport: ApiClient, guard: Callable[[], None] = _no_guard) -> None:
+    A write is given up after `write_seconds`: a third of the lease, as writes begin in its first
+    two thirds only, and so end within it.
+    """
+
+    def __init__(
+        self,
+        transport: ApiClient,
+        write_seconds: float,
+        guard: Callable[[], None] = _no_guard,
+    ) -> None:
         self._transport = transport
+        self._write_seconds = write_seconds
         self._guard = guard
 
     def guarded(self, guard: Callable[[], None]) -> KubeClient:
         """The same connection pool with another guard."""
-        return KubeClient(self._transport, guard)
+        return KubeClient(self._transport, self._write_seconds, guard)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
         return await self._call("GET", kind.path(namespace, name))
@@ -187,7 +195,7 @@ class KubeClient:
             query=query,
             body=body,
             content_type=content_type,
-            timeout=WRITE_TIMEOUT_SECONDS,
+            timeout=self._write_seconds,
         )
 
     async def _call(

@@ -2,7 +2,7 @@
 
 A Lease cannot fence a writer, so time does. A leader that renewed at t may begin writes until
 t + 2/3 of the lease (`guard`, on the monotonic clock); a write takes at most the last third
-(`client.WRITE_TIMEOUT_SECONDS`). A candidate waits until it has seen the same record unchanged for
+(`KubeClient`'s `write_seconds`). A candidate waits until it has seen the same record unchanged for
 the whole lease, by its own clock: nobody's wall clock matters. Losing the lease ends the process
 (`LeaseLost`).
 """
@@ -132,7 +132,12 @@ class Leader:
         began = self._clock()
         try:
             self._lease = await self._client.replace(self._record(self._identity))
+            # After a stall: what was reconciled meanwhile was dropped, as by one who stands by.
+            late = not self.is_leader
             self._held(began)
+            if late:
+                logger.warning("lease %s renewed late; all services are looked at", LEASE_NAME)
+                self._on_leading()
         except (Conflict, NotFound) as e:
             await self._recheck(e)
         except ApiError as e:

@@ -111,7 +111,7 @@ class Operator:
         self.queue = WorkQueue()
         self.world = World(self.queue.add)
         self.metrics = metrics.Metrics()
-        unguarded = KubeClient(transport)
+        unguarded = KubeClient(transport, write_seconds=settings.lease_seconds / 3.0)
         self.leader = Leader(
             unguarded,
             settings.namespace,

@@ -1,5 +1,6 @@
 """The real client against a small HTTP server: paths, content types, errors, and the guard."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -20,9 +21,12 @@ class Server:
         self.requests: list[tuple[str, str, dict[str, str], str, object]] = []
         self.status = 200
         self.body: object = {"metadata": {}}
+        self.hang = False
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         sent = await request.json() if request.can_read_body else None
+        if self.hang:
+            await asyncio.sleep(5)
         kind = request.headers["Content-Type"]
         self.requests.append((request.method, request.path, dict(request.query), kind, sent))
         return web.json_response(self.body, status=self.status)
@@ -41,7 +45,7 @@ async def kube(server: Server) -> AsyncIterator[KubeClient]:
         configuration = Configuration()
         configuration.host = str(running.make_url("")).rstrip("/")
         transport = ApiClient(configuration)
-        yield KubeClient(transport)
+        yield KubeClient(transport, write_seconds=5.0)
         await transport.close()
 
 
@@ -125,8 +129,16 @@ async def test_no_answer_is_worth_another_try(server: Server) -> None:
     configuration.host = "http://127.0.0.1:1"
     transport = ApiClient(configuration)
     with pytest.raises(errors.Unavailable, match="no answer"):
-        await KubeClient(transport).get(SERVICE, "ns", "chat")
+        await KubeClient(transport, write_seconds=5.0).get(SERVICE, "ns", "chat")
     await transport.close()
+
+
+async def test_a_write_ends_within_its_part_of_the_lease(kube: KubeClient, server: Server) -> None:
+    server.hang = True
+    kube = KubeClient(kube._transport, write_seconds=0.05)
+    manifest = {"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "n", "name": "a"}}
+    with pytest.raises(errors.Unavailable, match="no answer"):
+        await kube.create(manifest, "quire")
 
 
 async def test_who_does_not_lead_writes_nothing(kube: KubeClient, server: Server) -> None:

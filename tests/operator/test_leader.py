@@ -157,6 +157,20 @@ async def test_an_outage_shorter_than_the_deadline_is_sat_out(
     assert a.is_leader
 
 
+async def test_a_late_renewal_looks_at_everything_again(server: LeaseServer, clock: Time) -> None:
+    woken: list[float] = []
+    a = leader(server, clock, "a", on_leading=lambda: woken.append(clock.now))
+    await a._attempt()
+    clock.now += 9
+    await a._renew()
+    assert woken == []
+    clock.now += 11  # stalled: keys reconciled since second 10 were dropped
+    assert not a.is_leader
+    await a._renew()
+    assert a.is_leader
+    assert woken == [1020.0]
+
+
 async def test_an_outage_past_the_deadline_loses_the_lease(
     server: LeaseServer, clock: Time
 ) -> None:

@@ -85,6 +85,12 @@ async def test_nothing_starts_before_the_world_is_full() -> None:
         await operator.run()
 
 
+async def test_a_write_ends_within_the_last_third_of_the_lease() -> None:
+    settings = Settings(engine_image="engine:v1", lease_seconds=6.0)
+    operator = Operator(settings, None, None)  # type: ignore[arg-type]
+    assert operator.client._write_seconds == 2.0
+
+
 async def test_the_end_of_the_main_task_ends_the_others() -> None:
     await run_together(at_once(), forever(), forever())
 
