@@ -319,6 +319,7 @@ class CoreClient:
                 self._take_step(message)
             case CoreReady():
                 self.ready = message
+                self._core.remove_folder()
                 self._became_ready.set()
             case CoreFailed():
                 self._failed = message

@@ -44,24 +44,28 @@ class CoreProcess:
 
     @classmethod
     def spawn(cls, config: EngineConfig, command: Sequence[str] = CORE_COMMAND) -> "CoreProcess":
-        """Bind the sockets, write the config, start the process."""
+        """Bind the sockets, write the config, start the process. Leaves nothing behind when it
+        fails.
+        """
         folder = Path(tempfile.mkdtemp(prefix="quire-"))
         context = zmq.Context()
-        requests = _bound(context, zmq.PUSH, folder / "requests")
-        outputs = _bound(context, zmq.PULL, folder / "outputs")
-        progress = ProgressFile.create(folder / "progress")
-        (folder / "config.json").write_bytes(config.to_json())
-        arguments = {
-            "--config": str(folder / "config.json"),
-            "--requests": f"ipc://{folder}/requests",
-            "--outputs": f"ipc://{folder}/outputs",
-            "--progress": str(folder / "progress"),
-            "--parent": str(os.getpid()),
-        }
-        process = subprocess.Popen(
-            [*command, *(part for pair in arguments.items() for part in pair)]
-        )
+        try:
+            requests = _bound(context, zmq.PUSH, folder / "requests")
+            outputs = _bound(context, zmq.PULL, folder / "outputs")
+            progress = ProgressFile.create(folder / "progress")
+            (folder / "config.json").write_bytes(config.to_json())
+            process = subprocess.Popen([*command, *_arguments(folder)])
+        except BaseException:
+            context.destroy(linger=0)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return cls(process, folder, requests, outputs, progress)
+
+    def remove_folder(self) -> None:
+        """Once the core has spoken: both sides hold sockets and map by then, and a kill of ours
+        leaves nothing behind. (The core connects `requests` before `outputs`, which it speaks on.)
+        """
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     async def wait(self) -> int:
         """The exit code, as subprocess gives it (negative: the signal). Polls nothing: a pidfd
@@ -96,7 +100,7 @@ class CoreProcess:
             self.process.kill()
         self.process.wait()
         self.requests.context.destroy(linger=0)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.remove_folder()
 
 
 def describe_exit(code: int) -> str:
@@ -105,6 +109,16 @@ def describe_exit(code: int) -> str:
         return f"exit code {code}"
     hint = " (the kernel's out-of-memory killer sends it)" if -code == signal.SIGKILL else ""
     return f"signal {signal.Signals(-code).name}{hint}"
+
+
+def _arguments(folder: Path) -> list[str]:
+    return [
+        *("--config", str(folder / "config.json")),
+        *("--requests", f"ipc://{folder}/requests"),
+        *("--outputs", f"ipc://{folder}/outputs"),
+        *("--progress", str(folder / "progress")),
+        *("--parent", str(os.getpid())),
+    ]
 
 
 def _bound(context: "zmq.Context[zmq.Socket[bytes]]", kind: int, path: Path) -> "zmq.Socket[bytes]":

@@ -124,6 +124,15 @@ def unused_port() -> Callable[[], int]:
     return free_port
 
 
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """One that was told to leave: it takes its core and its files along, if it can."""
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture(scope="session")
 def launch_server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     """Starts servers; ends those that a test left running."""
@@ -162,9 +171,9 @@ def launch_server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     yield launch
     for server in servers:
-        if server.process.poll() is None:
-            server.process.kill()
-        server.process.wait()
+        server.process.terminate()
+    for server in servers:
+        end(server.process)
     client.close()
 
 
