@@ -350,7 +350,8 @@ def _repair_at(seen: Observation, record: Record | None) -> float | None:
     """When to repair, if a pod has found the files wrong since they were recorded."""
     if record is None:
         return None
-    found = [e for pod in seen.pods for e in exits(pod) if e.code in REPAIRABLE]
+    # Not those of earlier revisions: they may serve another model from another claim.
+    found = [e for pod in seen.current_pods for e in exits(pod) if e.code in REPAIRABLE]
     if not any(e.finished > record.at for e in found):
         return None
     return record.at + record.repairs * REPAIR_SECONDS

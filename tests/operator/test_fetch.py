@@ -230,3 +230,17 @@ async def test_a_pod_that_never_says_how_it_ended_is_not_waited_for_long(
     rig.cluster.now += fetch.LAST_WORDS_SECONDS
     await rig.wake(chat)
     assert rig.condition(chat, "ModelCached").reason == "Cached"
+
+
+async def test_an_earlier_models_corrupt_files_repair_nothing(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    rig.cluster.put(service_manifest(model={"uri": "hf://org/other"}))
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs({"commit": "c0ffee", "bytesTotal": 1000})
+    await rig.settle()
+    crash(rig, chat)
+    await rig.settle()
+    assert rig.cluster.all(JOB) == []
+    assert rig.condition(chat, "ModelCached").reason == "Cached"
