@@ -110,7 +110,9 @@ def _kept(weights: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
     vocab_size = weights.shape[0]
     num_kept = min(sampling.top_k or vocab_size, vocab_size)
     total = None if sampling.top_k else weights.sum(dtype=torch.float64)
-    for num_candidates in (min(TOP_P_CANDIDATES, num_kept), num_kept):
+    # The mass that top-k leaves is known only when all that it keeps are there.
+    sizes = (num_kept,) if sampling.top_k else (min(TOP_P_CANDIDATES, num_kept), num_kept)
+    for num_candidates in sizes:
         values, ids = weights.topk(num_candidates)
         before = values.cumsum(dim=0, dtype=torch.float64) - values
         limit = sampling.top_p * (before[-1] + values[-1] if total is None else total)

@@ -73,6 +73,11 @@ def test_top_p_beyond_the_sorted_candidates():
     assert len(set(tokens)) > 200
 
 
+def test_top_p_of_what_a_large_top_k_leaves():
+    tokens = draws([0.0] * 5000, 600, temperature=1.0, top_k=4000, top_p=0.9)
+    assert len(set(tokens)) > 530  # of 3,600 kept: 600 draws meet about 552 of them
+
+
 def test_a_seed_gives_the_same_token_in_any_batch():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(33, 1000, generator=generator)
