@@ -39,8 +39,10 @@ def overlay(template: Manifest, patch: Manifest) -> Manifest:
         raise OverlayError(
             f"spec.podTemplate.{unknown[0]} is unknown; podTemplate has metadata and spec only"
         )
-    metadata = patch.get("metadata") or {}
-    strange = sorted(set(metadata) - {"labels", "annotations"})
+    metadata = patch.get("metadata")
+    known = {"labels", "annotations"}
+    # What is no map at all is refused by the merge below.
+    strange = sorted(set(metadata) - known) if isinstance(metadata, dict) else []
     if strange:
         raise OverlayError(
             f"spec.podTemplate.metadata.{strange[0]} cannot be set; only labels and annotations can"

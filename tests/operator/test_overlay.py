@@ -94,6 +94,8 @@ def test_null_and_patch_delete_remove(template: Manifest) -> None:
     [
         ({"containers": []}, "podTemplate.containers is unknown"),
         ({"metadata": {"name": "x"}}, "metadata.name cannot be set"),
+        ({"metadata": 5}, "podTemplate.metadata must be a map, got 5"),
+        ({"metadata": [1]}, "podTemplate.metadata must be a map"),
         ({"spec": {"containers": {"a": 1}}}, "must not be a map"),
         ({"spec": {"containers": [{"image": "x"}]}}, "needs its 'name'"),
         ({"spec": {"securityContext": 5}}, "must be a map, got 5"),
