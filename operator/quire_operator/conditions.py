@@ -349,6 +349,8 @@ def _pods_ready(case: Case) -> Finding:
 def _rollout(case: Case) -> Finding:
     seen, current = case.seen, case.seen.current
     wanted = f"revision {seen.revision}"
+    if current is None and not seen.others and seen.spec.replicas == 0:
+        return Finding(ROLLOUT_COMPLETE, "True", "Complete", "spec.replicas is 0: nothing to do")
     if current is not None and not seen.others and current.ready >= seen.spec.replicas:
         return Finding(ROLLOUT_COMPLETE, "True", "Complete", f"{wanted} is the only one")
     deadline = seen.spec.rollout.progress_deadline_seconds

@@ -273,6 +273,13 @@ async def test_a_revision_that_never_gets_ready_passes_its_deadline(rig: Rig) ->
     assert rollout() == "ProgressDeadlineExceeded"
 
 
+async def test_a_rollout_of_no_replicas_is_complete(rig: Rig) -> None:
+    rig.cluster.put(service_manifest(replicas=0))
+    await rig.settle()
+    rollout = rig.condition(CHAT, "RolloutComplete")
+    assert (rollout.status, rollout.reason) == ("True", "Complete")
+
+
 async def test_long_messages_are_cut(rig: Rig) -> None:
     await up(rig)
     found = ready(case(rig, Problem("Refused", "x" * 5000)))
