@@ -23,7 +23,7 @@ FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one sequence's tokens are chosen. Validated by the API before it gets here."""
 
-    temperature: float = 1.0  # 0 is greedy
+    temperature: float = 1.0  # below 1e-5 is greedy: logits over less overflow float32
     top_p: float = 1.0  # in (0, 1]
     top_k: int = 0  # 0 keeps the whole vocabulary
     min_p: float = 0.0  # in [0, 1], relative to the likeliest token

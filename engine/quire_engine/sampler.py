@@ -19,6 +19,7 @@ from quire_engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
+GREEDY_BELOW = 1e-5  # a temperature; 1e-40 is 0 in float32, and logits over it are not numbers
 TOP_P_CANDIDATES = 1024  # sorted first; nearly always they hold top_p of the mass
 
 
@@ -59,20 +60,21 @@ def _sample_rows(logits: Tensor, sequences: Items[Sequence]) -> list[SampledToke
         if sequence.sampling.num_logprobs is not None
     }
     _mask_early_stops(logits, sequences)
+    is_number = logits.amax(dim=1).isfinite().tolist()  # NaN anywhere in a row is its largest
     token_ids = kernels.argmax(logits)
-    is_nan = logits.gather(1, token_ids[:, None]).isnan()[:, 0].tolist()
     drawn = [
         row for row, sequence in enumerate(sequences)
-        if sequence.sampling.temperature > 0 and not is_nan[row]
+        if sequence.sampling.temperature >= GREEDY_BELOW and is_number[row]
     ]  # fmt: skip
     if drawn:
         rows = logits if len(drawn) == len(sequences) else logits[drawn]
         token_ids[drawn] = draw(rows, [sequences[row] for row in drawn])
     return [
-        SampledToken(None, error="the model's logits are not numbers (NaN)") if is_nan[row]
-        else SampledToken(token_id, _logprobs(logprobs.get(row), token_id, sequences[row].sampling))
+        SampledToken(token_id, _logprobs(logprobs.get(row), token_id, sequences[row].sampling))
+        if is_number[row]
+        else SampledToken(None, error="the model's logits are not numbers (NaN or infinite)")
         for row, token_id in enumerate(token_ids.tolist())
-    ]  # fmt: skip
+    ]
 
 
 def draw(logits: Tensor, sequences: Items[Sequence]) -> Tensor:

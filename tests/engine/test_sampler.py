@@ -138,6 +138,22 @@ def test_a_row_of_nan_fails_alone(temperature):
     assert good.token_id == 1
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_single_value_that_is_no_number_fails_its_row(temperature, value):
+    logits = torch.tensor([[1.0, float(value), 2.0, 3.0], [0.0, 50.0, float("-inf"), 0.0]])
+    bad, good = sample(logits, [sequence_of(temperature=temperature)] * 2)
+    assert bad.token_id is None
+    assert "not numbers" in bad.error
+    assert good.token_id == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-6, 1e-5, 1e-3])
+def test_a_temperature_near_zero_is_greedy(temperature):
+    logits = torch.tensor([[1.0, 30.0, 2.0, -3.0]])
+    assert sample(logits, [sequence_of(temperature=temperature)])[0].token_id == 1
+
+
 def test_a_row_that_breaks_the_sampler_fails_alone():
     impossible = sequence_of(temperature=0, num_logprobs=99)  # more than the vocabulary holds
     bad, good = sample(torch.zeros(2, 3), [impossible, sequence_of(temperature=0)])

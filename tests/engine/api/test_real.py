@@ -63,8 +63,12 @@ def real(tmp_path_factory: pytest.TempPathFactory, unused_port: Any) -> Iterator
     server.until("/health")
     server.until("/ready")
     yield server
-    server.process.kill()
-    server.process.wait()
+    server.process.terminate()
+    try:
+        server.process.wait(20)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        server.process.wait()
 
 
 @pytest.fixture(scope="module")
