@@ -73,12 +73,11 @@ class Sweeper:
             await self._sleep(GRACE_SECONDS)
             again = await self._differences(kind)
             suspects = {at: version for at, version in suspects.items() if again.get(at) == version}
-        for at in suspects:
-            await self._learn(kind, at)
-        if suspects:
-            logger.warning("the watch of %s missed %d objects", kind.plural, len(suspects))
-        self._missed[kind] = self._missed.get(kind, 0) + 1 if suspects else 0
-        return len(suspects)
+        missed = sum([await self._learn(kind, at) for at in suspects])
+        if missed:
+            logger.warning("the watch of %s missed %d objects", kind.plural, missed)
+        self._missed[kind] = self._missed.get(kind, 0) + 1 if missed else 0
+        return missed
 
     async def _differences(self, kind: Kind) -> dict[Key, str]:
         """Objects whose version the world has not, and those that are gone (version "")."""
@@ -98,24 +97,36 @@ class Sweeper:
         claim = self._world.claim(at) if kind.plural == "persistentvolumeclaims" else None
         return claim is None or claim.managed
 
-    async def _learn(self, kind: Kind, at: Key) -> None:
+    async def _learn(self, kind: Kind, at: Key) -> bool:
+        """Takes one object as it is now. True if the watch should have told of it."""
         try:
             body = await self._client.get(kind, at.namespace, at.name)
         except NotFound:
             self._world.drop(kind, at)
-            return
-        self._take(kind, body)
+            return True
+        except ApiError as e:
+            logger.warning("[%s] %s not read: %s", at, kind.kind, e)
+            return False
+        # One that has lost our label is known by its name only: no watch tells of it.
+        return self._take(kind, body) and _is_selected(kind, body)
 
-    def _take(self, kind: Kind, body: Manifest) -> None:
+    def _take(self, kind: Kind, body: Manifest) -> bool:
         """Into the world. What cannot be read is logged: it must not hide all the others."""
         try:
             self._world.put(kind, project(kind, body))
         except Exception:
             logger.exception("[%s] %s not understood", _at(body), kind.kind)
+            return False
+        return True
 
 
 def _selector(kind: Kind) -> str:
     return "" if kind is SERVICE_KIND else names.SELECTOR
+
+
+def _is_selected(kind: Kind, body: Manifest) -> bool:
+    labels = body["metadata"].get("labels") or {}
+    return kind is SERVICE_KIND or labels.get(names.MANAGED_BY) == names.MANAGED_BY_VALUE
 
 
 def _at(item: Manifest) -> Key:

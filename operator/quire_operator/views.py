@@ -256,7 +256,7 @@ def _job(body: Manifest) -> JobView:
     return JobView(
         meta=meta,
         claim=_labels(body).get(names.LABEL_CLAIM, ""),
-        attempt=int(attempt) if attempt.isdigit() else 0,
+        attempt=int(attempt) if attempt.isdecimal() else 0,
         asked=meta.annotations.get(names.ANNOTATION_ASKED, ""),
         succeeded=complete.get("status") == "True",
         failed=failed.get("status") == "True",

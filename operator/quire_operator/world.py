@@ -283,6 +283,6 @@ def _news(new: Meta, known: Meta) -> bool:
     """
     if new.uid != known.uid:
         return new.created >= known.created
-    if new.resource_version.isdigit() and known.resource_version.isdigit():
+    if new.resource_version.isdecimal() and known.resource_version.isdecimal():
         return int(new.resource_version) > int(known.resource_version)
     return new.resource_version != known.resource_version

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from quire_operator.kinds import CHILDREN, POD, SERVICE_KIND, Manifest
+from quire_operator.errors import Unavailable
+from quire_operator.kinds import CHILDREN, DEPLOYMENT, POD, SERVICE_KIND, Kind, Manifest
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key, labels
 from quire_operator.sweep import Sweeper
@@ -113,3 +114,38 @@ async def test_one_unreadable_object_hides_no_other(caplog: pytest.LogCaptureFix
     await sweeper(cluster, world).fill()
     assert world.keys() == [Key("default", "chat")]
     assert "Deployment not understood" in caplog.text
+
+
+async def test_what_cannot_be_read_is_no_miss_of_the_watch() -> None:
+    cluster, world = FakeCluster(), World()
+    broken: Manifest = {"metadata": {"name": "a", "namespace": "default", "labels": labels("a")}}
+    cluster.put(broken | {"apiVersion": "apps/v1", "kind": "Deployment", "spec": {}})
+    found = sweeper(cluster, world)
+    assert [await found.sweep(DEPLOYMENT) for _ in range(3)] == [0, 0, 0]
+    assert not found.is_stale, "a restart would not mend it"
+
+
+async def test_a_child_that_lost_our_label_is_no_miss_of_the_watch(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    deployment = rig.cluster.all(DEPLOYMENT)[0]
+    deployment["metadata"]["labels"].pop("app.kubernetes.io/managed-by")
+    rig.cluster.put(deployment)
+    found = sweeper(rig.cluster, rig.world)
+    assert [await found.sweep(DEPLOYMENT) for _ in range(3)] == [0, 0, 0]
+    assert not found.is_stale
+    assert rig.world.deployments(chat), "it is still looked after"
+
+
+async def test_one_object_that_is_not_answered_for_stops_no_sweep() -> None:
+    class Forgetful(FakeCluster):
+        async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
+            if name == "a":
+                raise Unavailable(503, "GET", "etcd is slow")
+            return await super().get(kind, namespace, name)
+
+    cluster, world = Forgetful(), World()
+    for name in ("a", "b"):
+        cluster.put(service_manifest(name))
+    assert await sweeper(cluster, world).sweep(SERVICE_KIND) == 1
+    assert world.keys() == [Key("default", "b")]

@@ -60,8 +60,9 @@ def test_a_pod_without_status_is_pending() -> None:
     assert not pod.main.running
 
 
-def test_a_job_with_a_hand_written_attempt_counts_as_none() -> None:
-    body = {"metadata": meta(annotations={"serving.quire.dev/attempt": "many"})}
+@pytest.mark.parametrize("attempt", ["many", "²", "-1", ""])
+def test_a_job_with_a_hand_written_attempt_counts_as_none(attempt: str) -> None:
+    body = {"metadata": meta(annotations={"serving.quire.dev/attempt": attempt})}
     job = project(JOB, body)
     assert isinstance(job, JobView)
     assert job.attempt == 0
