@@ -1,5 +1,6 @@
 import hashlib
 import shutil
+import threading
 
 import msgspec
 import pytest
@@ -119,6 +120,21 @@ def test_a_flipped_byte_in_the_weights_is_never_served(config, fetched_model):
     with pytest.raises(ModelCorrupt, match=r"model\.safetensors"):
         start.start_engine(config(model=str(fetched_model)))
     start.start_engine(config(model=str(fetched_model), verify_weights="never"))
+
+
+def test_a_start_that_fails_does_not_wait_for_the_hashes(config, fetched_model, tmp_path):
+    large = ManifestFile(path="large.bin", size=64 * GIB, sha256="0" * 64)  # a minute's hashing
+    with (fetched_model / large.path).open("wb") as file:
+        file.truncate(large.size)
+    manifest = msgspec.json.decode((tmp_path / "manifest.json").read_bytes(), type=Manifest)
+    manifest = msgspec.structs.replace(manifest, files=(*manifest.files, large))
+    (tmp_path / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(ConfigError):
+        start.start_engine(config(model=str(fetched_model), max_model_len=1000000000000))
+    hashing = [thread for thread in threading.enumerate() if thread.name.startswith("verify")]
+    for thread in hashing:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in hashing)
 
 
 def test_always_refuses_a_model_without_a_manifest(config):

@@ -5,34 +5,64 @@ Sizes and headers cannot see a flipped byte, only a hash of everything can. Hash
 a cold disk is read once and not twice. Cost in README.md.
 """
 
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 from quire_engine.config import VerifyMode
 from quire_engine.errors import ModelCorrupt
-from quire_engine.fetch.manifest import check_model, find_manifest, verify_file
+from quire_engine.fetch.manifest import ManifestFile, check_model, find_manifest, verify_file
 
 
 class Verification:
-    """Hashes on their way. `wait` before the model answers anybody."""
+    """Hashes on their way. `wait` before the model answers anybody; leaving a `with` block ends
+    those that still run, so that a start that fails does not wait for gigabytes.
+    """
 
-    def __init__(self, pool: ThreadPoolExecutor | None, hashes: Sequence[Future[None]]) -> None:
-        self._pool, self._hashes = pool, hashes
+    def __init__(self, files: Sequence[tuple[Path, ManifestFile]], threads: int) -> None:
+        self._stopped = threading.Event()
+        self._moved = threading.Event()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="verify")
+        self._hashes = [
+            self._pool.submit(verify_file, path, entry, self._on_chunk) for path, entry in files
+        ]
+        for future in self._hashes:
+            future.add_done_callback(lambda _: self._moved.set())
+
+    def __enter__(self) -> "Verification":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
 
     @property
     def done(self) -> bool:
         return all(future.done() for future in self._hashes)
 
-    def wait(self, on_file: Callable[[], None] = lambda: None) -> None:
-        """Block until every file is hashed. Raises ModelCorrupt for the first bad one."""
-        try:
+    def wait(self, on_progress: Callable[[], None] = lambda: None) -> None:
+        """Block until every file is hashed. Raises ModelCorrupt for the first bad one.
+
+        `on_progress` is called here, in the caller's thread, while bytes move: the core's pulse has
+        one writer.
+        """
+        with self:
             for future in self._hashes:
+                while not future.done():
+                    self._moved.wait()
+                    self._moved.clear()
+                    on_progress()
                 future.result()
-                on_file()
-        finally:
-            if self._pool is not None:
-                self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def cancel(self) -> None:
+        """End all hashing within a chunk."""
+        self._stopped.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _on_chunk(self) -> None:
+        if self._stopped.is_set():
+            raise CancelledError
+        self._moved.set()
 
 
 def start_verification(model: Path, mode: VerifyMode = "auto", threads: int = 2) -> Verification:
@@ -49,11 +79,9 @@ def start_verification(model: Path, mode: VerifyMode = "auto", threads: int = 2)
                 f"--verify-weights always needs a manifest, got none beside {model}; fetch the "
                 "model with `quire-engine fetch`, or use auto"
             )
-        return Verification(None, ())
+        return Verification((), threads)
     if mode == "never":
-        return Verification(None, ())
+        return Verification((), threads)
     folder, _ = found
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="verify")
     large_first = sorted(manifest.files, key=lambda entry: -entry.size)
-    hashes = [pool.submit(verify_file, folder / entry.path, entry) for entry in large_first]
-    return Verification(pool, hashes)
+    return Verification([(folder / entry.path, entry) for entry in large_first], threads)

@@ -109,6 +109,15 @@ def test_a_flipped_byte_is_found_by_hashing_alone(model: Path) -> None:
         start_verification(model, "auto").wait()
 
 
+def test_waiting_tells_that_bytes_move_within_a_file(model: Path) -> None:
+    with (model / "large.bin").open("wb") as file:
+        file.truncate(256 << 20)
+    write_manifest(model)
+    calls: list[None] = []
+    start_verification(model).wait(lambda: calls.append(None))
+    assert len(calls) > 2 * len(list(model.iterdir()))
+
+
 def test_one_file_can_be_verified_alone(model: Path) -> None:
     manifest = check_model(model)
     assert manifest is not None
