@@ -105,8 +105,11 @@ def _plan(case: Case) -> api.PlanStatus | None:
 
 
 def _scaling(seen: Observation, before: api.ScalingStatus | None) -> api.ScalingStatus | None:
-    """Decisions of this process before those of earlier ones."""
-    if seen.spec.scaling.mode != "builtin" or seen.scaling is None:
+    """Decisions of this process before those of earlier ones; with mode none but a history."""
+    if seen.spec.scaling.mode != "builtin":
+        kept = before.decisions if before else []
+        return api.ScalingStatus(decisions=kept) if kept else None
+    if seen.scaling is None:
         return before
     known = list(seen.scaling.decisions)
     earlier = [d for d in (before.decisions if before else []) if d not in known]

@@ -390,13 +390,15 @@ def _set(body: Any, path: Path, new: Any) -> None:
 
 
 def _remove(body: Any, path: Path) -> None:
-    holder = _get(body, path[:-1])
-    if isinstance(holder, dict):
+    """Takes one leaf out. An item of a list keeps its key, by which it is found, to the last."""
+    holder, above = _get(body, path[:-1]), _get(body, path[:-2])
+    if not isinstance(holder, dict):
+        return
+    key = path[-2].partition("=")[0] if isinstance(above, list) else None
+    if path[-1] != key:
         holder.pop(path[-1], None)
-    if not holder and len(path) > 1:
-        above = _get(body, path[:-2])
-        if isinstance(above, list):
-            above.remove(holder)
+    if key is not None and set(holder) <= {key}:
+        above[:] = [item for item in above if item is not holder]
 
 
 def _merge(body: Manifest, patch: Manifest, *, strategic: bool) -> None:

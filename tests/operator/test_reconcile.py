@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from quire_operator import api
 from quire_operator.errors import Denied, QuotaExceeded, Unavailable
 from quire_operator.kinds import (
     BUDGET,
@@ -70,6 +71,25 @@ async def test_a_new_operator_keeps_the_scalers_last_words(rig: Rig, chat: Key) 
     await rig.bring_up(chat)
     assert rig.condition(chat, "Scaling").reason == "Active"
     rig.world._scaling.clear()  # as after a restart
+    assert await rig.wake(chat) == []
+
+
+async def test_a_scaler_that_is_switched_off_wants_nothing_more(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest(scaling={"mode": "builtin"}))
+    decision = api.ScalingDecision(
+        time="2026-11-21T10:00:00Z", from_replicas=1, to_replicas=4, reason="r"
+    )
+    rig.world.record_scaling(chat, ScalingReport(4, "True", "Active", "all well", decision))
+    await rig.bring_up(chat)
+    scaling = rig.status(chat).scaling
+    assert scaling is not None
+    assert scaling.desired == 4
+    rig.cluster.put(service_manifest(scaling={"mode": "none"}))
+    await rig.settle()
+    scaling = rig.status(chat).scaling
+    assert scaling is not None
+    assert (scaling.desired, scaling.decisions) == (None, [decision])
+    assert "Scaling" not in [c.type for c in rig.status(chat).conditions]
     assert await rig.wake(chat) == []
 
 
