@@ -103,6 +103,9 @@ class Store:
             self._swap()
         elif self._next.is_dir():
             shutil.rmtree(self._next)
+        current = self.current()
+        if self._previous.is_dir() and current and not self.bad_files(current, deep=False):
+            shutil.rmtree(self._previous)  # killed with the new model in place: space of a model
 
     def begin(self, files: Sequence[RemoteFile]) -> None:
         """Make the staging folder; staged files that this model does not have go."""

@@ -17,6 +17,7 @@ from quire_cluster.hub import Faults, RunningMirror
 from quire_engine.errors import ModelCorrupt
 from quire_engine.fetch import FetchOptions, SourceOptions, run_fetch
 from quire_engine.fetch.manifest import check_model
+from quire_engine.fetch.store import Store
 
 Served = Callable[[str], dict[str, bytes]]
 REPO = "org/tiny"
@@ -536,6 +537,25 @@ def test_killed_between_any_two_renames_of_an_installation(
     assert fetch.installed == served("org/tiny@v2")
     assert mirror.downloads() == ()
     assert fetch(verify=True) == 0
+
+
+def test_killed_after_an_installation_the_old_model_does_not_stay(
+    fetch, mirror, served: Served, monkeypatch
+) -> None:
+    assert fetch() == 0
+    mirror.faults(Faults(main={REPO: "v2"}))
+
+    def killed(store: Store) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "drop_staging", killed)
+        with pytest.raises(Killed):
+            fetch()
+    assert (fetch.volume / ".staging" / "previous").is_dir()
+    assert fetch() == 0
+    assert fetch.installed == served("org/tiny@v2")
+    assert not (fetch.volume / ".staging" / "previous").exists()
 
 
 # ---- GGUF ---------------------------------------------------------------------------------------
