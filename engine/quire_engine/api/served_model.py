@@ -33,7 +33,9 @@ class ServedModel:
         """
         source = tokenizer.special.chat_template
         template = None if source is None else ChatTemplate(source, tokenizer.special.by_name)
-        limits = ModelLimits(core.max_model_len, core.vocab_size, tokenizer.special.eos_token_ids)
+        # A tokenizer may know more tokens than the model can say; the core refuses their ids.
+        ends = frozenset(end for end in tokenizer.special.eos_token_ids if end < core.vocab_size)
+        limits = ModelLimits(core.max_model_len, core.vocab_size, ends)
         return ServedModel(tokenizer, template, limits)
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:

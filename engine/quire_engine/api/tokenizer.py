@@ -87,7 +87,8 @@ def load_tokenizer(model: Path) -> Tokenizer:
     folder = model if model.is_dir() else model.parent
     file = folder / "tokenizer.json"
     if file.is_file():
-        return Tokenizer(_read_tokenizer_json(file), _read_special_tokens(folder))
+        backend = _read_tokenizer_json(file)
+        return Tokenizer(backend, _read_special_tokens(folder, backend))
     if model.is_file() and model.suffix == ".gguf":
         from quire_engine.api.gguf_tokenizer import load_gguf_tokenizer
 
@@ -133,14 +134,17 @@ class _ModelConfig(msgspec.Struct, frozen=True):
     eos_token_id: int | list[int] | None = None
 
 
-def _read_special_tokens(folder: Path) -> SpecialTokens:
+def _read_special_tokens(folder: Path, backend: tokenizers.Tokenizer) -> SpecialTokens:
     config = _read_json(folder / "tokenizer_config.json", _TokenizerConfig)
     names = {
         name: value.content if isinstance(value, _TokenContent) else value
         for name in config.__struct_fields__
         if name.endswith("_token") and (value := getattr(config, name)) is not None
     }
-    return SpecialTokens(_read_eos_ids(folder), names, _read_chat_template(folder, config))
+    # A fine-tune often ends with another token than its base model, whose config.json it kept.
+    own_end = backend.token_to_id(names["eos_token"]) if "eos_token" in names else None
+    ends = _read_eos_ids(folder) | (frozenset() if own_end is None else {own_end})
+    return SpecialTokens(ends, names, _read_chat_template(folder, config))
 
 
 def _read_eos_ids(folder: Path) -> frozenset[int]:

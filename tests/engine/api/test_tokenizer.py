@@ -77,6 +77,18 @@ def test_all_ends_of_generation_config_count(model_dir: Path, tmp_path: Path) ->
     assert load_tokenizer(tmp_path).special.eos_token_ids == {1, 2}
 
 
+@pytest.mark.parametrize(
+    ("eos_token", "ends"), [("<|im_end|>", {0, 2}), ("<|endoftext|>", {0}), ("<unheard-of>", {0})]
+)
+def test_the_tokenizers_own_end_counts_too(
+    model_dir: Path, tmp_path: Path, eos_token: str, ends: set[int]
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((model_dir / "tokenizer.json").read_bytes())
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 0}')  # the base model's
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos_token}))
+    assert load_tokenizer(tmp_path).special.eos_token_ids == ends
+
+
 def write_gguf(path: Path, *, model: str = "gpt2", pre: str = "smollm", bos: bool = False) -> Path:
     """A GGUF of a vocabulary alone, by the reference implementation."""
     import gguf
