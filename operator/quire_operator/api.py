@@ -24,12 +24,10 @@ MAX_NAME_LEN = 40
 Revision = NewType("Revision", str)
 """Eight hex digits: the hash of what the user asked of a pod and of its pinned image."""
 
-Quantity = int | str
-"""A Kubernetes quantity: 2, "500m", "20Gi"."""
-
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
 
 QuantityField = int | Annotated[str, Meta(pattern=QUANTITY_PATTERN)]
+"""A Kubernetes quantity: 2, "500m", "20Gi"."""
 
 
 class Rule(Struct, frozen=True):

@@ -36,7 +36,8 @@ class Mount:
 
     claim: str | None
     folder: str
-    """Where a service's files lie: on a claim, or (claim None) in an emptyDir of each pod."""
+    """What a fetch fills, below the volume's root: quire-<hash> on a claim of the user's, which may
+    hold several models; else the root itself, ""."""
     path: str
     """What is served, below the volume's root: a folder of safetensors, or a GGUF file."""
 

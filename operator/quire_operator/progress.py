@@ -74,13 +74,3 @@ class ProgressReader:
             eta_seconds=answer.eta_seconds,
             commit=answer.commit,
         )
-
-
-class NoProgress:
-    """For a control plane without a way to the pods."""
-
-    async def read(self, ip: str, now: float) -> Progress | None:
-        return None
-
-
-__all__ = ["NoProgress", "ProgressReader", "ProgressSource"]

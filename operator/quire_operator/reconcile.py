@@ -30,10 +30,6 @@ EVENTS_AFTER_SECONDS = 3.0
 """A claim or Job is given this long before its events are read for what holds it up."""
 
 
-BINDING = ("FailedBinding", "ProvisioningFailed")
-"""Events on claims that tell of trouble, whatever their type says."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciler:
     """Reconciles services by key. Holds no state: the world does."""
@@ -135,12 +131,7 @@ class Reconciler:
         if claim is not None and claim.phase == "Pending" and _old(seen, claim.meta.created):
             claim_event = await self._event(seen.key, "PersistentVolumeClaim", claim.meta.uid)
         job = seen.jobs[-1] if seen.jobs else None
-        if (
-            job is not None
-            and not job.finished
-            and not seen.fetch_pods
-            and _old(seen, job.meta.created)
-        ):
+        if job is not None and _lacks_pod(seen, job):
             job_event = await self._event(seen.key, "Job", job.meta.uid)
         return replace(seen, progress=progress, claim_event=claim_event, job_event=job_event)
 

@@ -28,9 +28,7 @@ def build(case: Case) -> api.Status:
         url=names.url(seen.key),
         replicas=len(present),
         ready_replicas=sum(pod.ready for pod in present),
-        selector=",".join(
-            f"{k}={v}" for k, v in sorted(names.selector_labels(seen.key.name).items())
-        ),
+        selector=selector(seen.key),
         revision=seen.revision,
         model=_model(case, before.model),
         plan=_plan(case),

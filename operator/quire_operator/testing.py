@@ -19,6 +19,7 @@ from quire_operator import names
 from quire_operator.api import Condition, Status
 from quire_operator.errors import AlreadyExists, ApiError, Conflict, Invalid, NotFound
 from quire_operator.kinds import (
+    CHILDREN,
     CLAIM,
     DEPLOYMENT,
     JOB,
@@ -463,6 +464,8 @@ class Rig:
 
     def _feed(self, kind: Kind, event: str, body: Manifest) -> None:
         at = _at(body)
+        if kind not in (SERVICE_KIND, *CHILDREN):
+            return
         if event == "DELETED":
             self.world.drop(kind, at, body["metadata"]["uid"])
         else:

@@ -75,7 +75,6 @@ class ClaimView:
     """Whether it carries our label."""
     phase: str
     size: str
-    storage_class: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +141,6 @@ class PodView:
     claim: str | None
     """Of a pod that fetches: the stem of its Job's name."""
     ip: str | None
-    node: str | None
     phase: str
     phase_reason: str
     phase_message: str
@@ -221,7 +219,6 @@ def _claim(body: Manifest) -> ClaimView:
         managed=_labels(body).get(names.MANAGED_BY) == names.MANAGED_BY_VALUE,
         phase=status.get("phase", "Pending"),
         size=str(requests.get("storage", "")),
-        storage_class=spec.get("storageClassName"),
     )
 
 
@@ -320,7 +317,6 @@ def _pod(body: Manifest) -> PodView:
         job=job,
         claim=labels.get(names.LABEL_CLAIM),
         ip=status.get("podIP"),
-        node=spec.get("nodeName"),
         phase=status.get("phase", "Pending"),
         phase_reason=status.get("reason", ""),
         phase_message=status.get("message", ""),

@@ -127,6 +127,28 @@ async def test_bytes_are_told_while_fetching(rig: Rig, chat: Key) -> None:
     assert status.model.eta_seconds == 40.2
 
 
+async def test_a_fetch_without_a_pod_is_asked_why_whatever_pods_earlier_ones_left(
+    rig: Rig, chat: Key
+) -> None:
+    rig.cluster.put(service_manifest(engine={"image": "typo:v1"}))
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    left = next(p for p in rig.cluster.all(POD) if "fetch" in p["metadata"]["name"])
+    left["metadata"]["ownerReferences"] = []  # it takes its time to go
+    left["status"] = {}
+    rig.cluster.put(left)
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    assert [j["metadata"]["name"][-1] for j in rig.cluster.all(JOB)] == ["2"]
+    words = 'pods "x" is forbidden: exceeded quota: pods'
+    event = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "message": words}
+    rig.cluster.put(event | {"metadata": {"name": "e", "namespace": "default"}})
+    rig.cluster.now += 10
+    await rig.wake(chat)
+    assert rig.condition(chat).message == f"the fetch gets no pod: {words}"
+
+
 async def test_the_job_goes_once_its_result_is_recorded(rig: Rig, chat: Key) -> None:
     rig.cluster.put(service_manifest())
     await rig.bring_up(chat)
