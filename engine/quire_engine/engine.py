@@ -63,11 +63,7 @@ class Engine:
             seed = int.from_bytes(own_seed, "little")
             self.scheduler.add(Sequence.of(request, self._clock(), seed))
         except RequestRefused as error:
-            logger.info("[%s] refused: %s", request.request_id, error)
-            self._refused.append(
-                Output(request_id=request.request_id, token_ids=(), finish_reason="error",
-                       error=str(error))
-            )  # fmt: skip
+            self._refuse(request.request_id, str(error))
 
     def abort(self, request_ids: Iterable[RequestId]) -> None:
         """Drop these requests: no further output, and their blocks are free. Unknown ids pass."""
