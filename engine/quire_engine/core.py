@@ -22,6 +22,7 @@ import quire_kernels as kernels
 from quire_engine.config import EngineConfig
 from quire_engine.engine import Engine
 from quire_engine.errors import EngineError, ExitCode
+from quire_engine.machine import process_age_seconds
 from quire_engine.messages import AbortRequests, AddRequest, CoreFailed, FromCore, Shutdown, ToCore
 from quire_engine.progress import ProgressFile
 from quire_engine.start import Stopwatch, start_engine
@@ -106,7 +107,7 @@ class Core:
 
 def run_core(config_path: Path, channel: Channel, progress: ProgressFile, parent: int) -> ExitCode:
     """Start, report ready, serve. What ends it early is reported as CoreFailed."""
-    stopwatch = Stopwatch(_since=time.monotonic() - _process_age_seconds())
+    stopwatch = Stopwatch(_since=time.monotonic() - process_age_seconds())
     stopwatch.lap("imports")
     try:
         progress.mark(1)
@@ -165,13 +166,6 @@ def _fail(channel: Channel, failure: CoreFailed) -> ExitCode:
     logger.error("%s: %s", failure.reason, failure.message)
     channel.send(failure)
     return ExitCode(failure.exit_code)
-
-
-def _process_age_seconds() -> float:
-    """Seconds since this process was started, imports included."""
-    started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    started = started_ticks / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""What this machine, or the container around us, gives: processors and memory. No torch here."""
+"""What this machine, or the container around us, gives: processors, memory, a process's age.
+
+No torch here.
+"""
 
 import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +25,12 @@ def available_memory_bytes(
     """Bytes that may still be allocated before the host swaps or the cgroup's limit kills."""
     left = [room for folder in _folders(cgroups, "memory") if (room := _memory_left(folder))]
     return min([*left, _host_available(meminfo)])
+
+
+def process_age_seconds() -> float:
+    """Since the kernel started this process (proc_pid_stat(5), field 22), imports included."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _folders(root: Path, controller: str) -> Iterator[Path]:

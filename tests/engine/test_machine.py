@@ -1,4 +1,7 @@
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -71,3 +74,14 @@ def test_without_a_limit_the_host_decides(cgroup, meminfo):
 def test_this_machine_gives_something():
     assert 1 <= machine.num_cpus() <= (os.cpu_count() or 1)
     assert machine.available_memory_bytes() > 1 << 20
+
+
+def test_a_process_is_as_old_as_its_start():
+    code = (
+        "import time; begun = time.monotonic(); from quire_engine import machine\n"
+        "age = machine.process_age_seconds(); print(begun, time.monotonic() - age)"
+    )
+    before = time.monotonic()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    begun, started = map(float, out.split())
+    assert before - 0.02 <= started <= begun + 0.02  # the kernel counts in hundredths

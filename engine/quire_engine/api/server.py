@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import time
@@ -24,6 +23,7 @@ from quire_engine.api.http_protocol import BoundedHttpProtocol
 from quire_engine.api.metrics import Metrics
 from quire_engine.api.probes import Probes
 from quire_engine.errors import EngineError
+from quire_engine.machine import process_age_seconds
 from quire_engine.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Server:
         phases = {
             **ready.startup_seconds,
             "tokenizer": tokenizer_seconds,
-            "total": _seconds_since_exec(),
+            "total": process_age_seconds(),
         }
         self.metrics.observe_startup(phases)
         told = " ".join(f"{phase}={seconds:.2f}" for phase, seconds in phases.items())
@@ -188,9 +188,3 @@ def _load_tokenizer(model: Path) -> "Tokenizer":
     from quire_engine.api.tokenizer import load_tokenizer
 
     return load_tokenizer(model)
-
-
-def _seconds_since_exec() -> float:
-    """Since the kernel started this process (proc_pid_stat(5), field 22)."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
