@@ -4,6 +4,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -209,3 +210,33 @@ def test_the_real_model_as_safetensors_and_as_gguf() -> None:
         uri = f"hf://{ORGANIZATION}/{NAME}-GGUF/{GGUF_NAME}"
         assert read_facts(PlanOptions(uri, source=source)) == gguf
         assert sum(entry.bytes for entry in mirror.downloads()) < 10_000_000
+
+
+def test_a_gpus_gated_activation_takes_what_is_planned() -> None:
+    """Beside the fused gate-up one product, in its own dtype. Fake tensors: no GPU is needed."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from quire_kernels.ops.silu_mul.reference import silu_mul
+
+    storages: dict[int, Any] = {}
+
+    class Allocations(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, op: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = op(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                storage = result.untyped_storage()
+                storages[storage._cdata] = storage
+            return result
+
+    with FakeTensorMode():
+        gate_up = torch.empty(4, 2 * 8, dtype=torch.bfloat16, device="cuda")
+        with Allocations():
+            product = silu_mul(gate_up)
+    own = gate_up.untyped_storage()._cdata
+    made = [storage.nbytes() for key, storage in storages.items() if key != own]
+    assert (product.shape, product.dtype) == ((4, 8), torch.bfloat16)
+    assert sum(made) <= 4 * 8 * 2
