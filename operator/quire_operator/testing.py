@@ -34,23 +34,12 @@ from quire_operator.names import Key
 from quire_operator.observe import Defaults, Progress
 from quire_operator.reconcile import Reconciler
 from quire_operator.status import timestamp
+from quire_operator.testing_fields import Path, leaves, merge_patch, set_at, take_back, value_at
 from quire_operator.views import project
 from quire_operator.world import World
 
-Path = tuple[str, ...]
 Event = Callable[[Kind, str, Manifest], None]
 """Kind, "MODIFIED" or "DELETED", object."""
-
-LIST_KEYS = {
-    "ownerReferences": "uid",
-    "conditions": "type",
-    "containers": "name",
-    "initContainers": "name",
-    "env": "name",
-    "volumes": "name",
-    "volumeMounts": "mountPath",
-}
-"""Lists whose items have owners of their own; all others are owned whole."""
 
 IDENTITY = {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace")}
 PRECONDITIONS = {("metadata", "uid"), ("metadata", "resourceVersion")}
@@ -119,7 +108,7 @@ class FakeCluster:
         before = copy.deepcopy(stored.body)
         mine = {
             path
-            for path in _leaves(manifest)
+            for path in leaves(manifest)
             if path not in IDENTITY | PRECONDITIONS
             and (path[0] == "status") is (subresource == "status")
         }
@@ -127,10 +116,10 @@ class FakeCluster:
         self._settle_conflicts(stored, owner, mine, manifest, force)
         for path in stored.owners.get(owner, set()) - mine:
             if not any(path in paths for who, paths in stored.owners.items() if who != owner):
-                _remove(stored.body, path)
+                take_back(stored.body, path)
         stored.owners[owner] = mine
         for path in sorted(mine):
-            _set(stored.body, path, _get(manifest, path))
+            set_at(stored.body, path, value_at(manifest, path))
         return self._changed(kind, at, stored, before)
 
     async def patch(
@@ -151,7 +140,7 @@ class FakeCluster:
         stored = self._stored(kind, at)
         self._check(stored, body.get("metadata") or {})
         before = copy.deepcopy(stored.body)
-        _merge(stored.body, body, strategic=strategic)
+        merge_patch(stored.body, body, strategic=strategic)
         return self._changed(kind, at, stored, before)
 
     async def delete(
@@ -319,8 +308,8 @@ class FakeCluster:
             "generation": 1,
             "creationTimestamp": timestamp(self.now),
         }
-        leaves = {path for path in _leaves(manifest) if path not in IDENTITY | PRECONDITIONS}
-        self._objects[kind, at] = _Stored(body, {f"{manager}/": leaves})
+        owned = {path for path in leaves(manifest) if path not in IDENTITY | PRECONDITIONS}
+        self._objects[kind, at] = _Stored(body, {f"{manager}/": owned})
         self._tell(kind, "MODIFIED", body)
         return copy.deepcopy(body)
 
@@ -343,7 +332,7 @@ class FakeCluster:
         for who, paths in stored.owners.items():
             if who == owner:
                 continue
-            taken = {p for p in mine & paths if _get(stored.body, p) != _get(manifest, p)}
+            taken = {p for p in mine & paths if value_at(stored.body, p) != value_at(manifest, p)}
             if taken and not force:
                 raise Conflict(409, "apply", f"{sorted(taken)[0]} is owned by {who}", "Conflict")
             stored.owners[who] = paths - taken
@@ -351,69 +340,6 @@ class FakeCluster:
 
 def _at(manifest: Manifest) -> Key:
     return Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
-
-
-def _leaves(value: Any, path: Path = ()) -> list[Path]:
-    if isinstance(value, dict) and value:
-        return [leaf for k, v in value.items() for leaf in _leaves(v, (*path, k))]
-    if isinstance(value, list) and path and path[-1] in LIST_KEYS:
-        key = LIST_KEYS[path[-1]]
-        return [leaf for v in value for leaf in _leaves(v, (*path, f"{key}={v[key]}"))]
-    return [path]
-
-
-def _step(value: Any, part: str) -> Any:
-    if isinstance(value, list):
-        key, _, wanted = part.partition("=")
-        return next((item for item in value if str(item.get(key)) == wanted), None)
-    return value.get(part) if isinstance(value, dict) else None
-
-
-def _get(value: Any, path: Path) -> Any:
-    for part in path:
-        value = _step(value, part)
-    return value
-
-
-def _set(body: Any, path: Path, new: Any) -> None:
-    for i, part in enumerate(path[:-1]):
-        below = _step(body, part)
-        if below is None:
-            below = [] if part in LIST_KEYS and "=" in path[i + 1] else {}
-            if isinstance(body, list):
-                key, _, wanted = part.partition("=")
-                below = {key: wanted}
-                body.append(below)
-            else:
-                body[part] = below
-        body = below
-    body[path[-1]] = copy.deepcopy(new)
-
-
-def _remove(body: Any, path: Path) -> None:
-    """Takes one leaf out. An item of a list keeps its key, by which it is found, to the last."""
-    holder, above = _get(body, path[:-1]), _get(body, path[:-2])
-    if not isinstance(holder, dict):
-        return
-    key = path[-2].partition("=")[0] if isinstance(above, list) else None
-    if path[-1] != key:
-        holder.pop(path[-1], None)
-    if key is not None and set(holder) <= {key}:
-        above[:] = [item for item in above if item is not holder]
-
-
-def _merge(body: Manifest, patch: Manifest, *, strategic: bool) -> None:
-    for key, value in patch.items():
-        if value is None:
-            body.pop(key, None)
-        elif isinstance(value, dict):
-            below = body.setdefault(key, {})
-            _merge(below, value, strategic=strategic)
-        elif strategic and key in LIST_KEYS:
-            gone = {item[LIST_KEYS[key]] for item in value if item.get("$patch") == "delete"}
-            body[key] = [item for item in body.get(key, []) if item[LIST_KEYS[key]] not in gone]
-        else:
-            body[key] = copy.deepcopy(value)
 
 
 def service_manifest(name: str = "chat", namespace: str = "default", **spec: Any) -> Manifest:
