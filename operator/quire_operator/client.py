@@ -121,8 +121,9 @@ class KubeClient:
             query=[pair for pair in query if pair[1]],
             accept=METADATA_ONLY if metadata_only else "application/json",
         )
-        items: list[Manifest] = answer.get("items") or []
-        return items
+        # A list says what it lists once, and leaves it out of each item.
+        what = {"apiVersion": kind.api_version, "kind": kind.kind}
+        return [{**what, **item} for item in answer.get("items") or []]
 
     async def create(self, manifest: Manifest, manager: str) -> Manifest:
         path = kind_of(manifest).path(manifest["metadata"]["namespace"])

@@ -90,7 +90,7 @@ async def test_delete_has_preconditions_and_what_is_gone_is_no_error(
 async def test_list_of_all_namespaces(kube: KubeClient, server: Server) -> None:
     server.body = {"items": [{"metadata": {"name": "p"}}]}
     found = await kube.list_objects(POD, None, labels="a=b")
-    assert found[0]["metadata"]["name"] == "p"
+    assert found == [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}}]
     assert server.requests[0][1:3] == ("/api/v1/pods", {"labelSelector": "a=b"})
     server.body = {"items": None}
     assert await kube.list_objects(POD, "ns") == []
