@@ -328,12 +328,21 @@ def _model_cached(case: Case) -> Finding:
         size = _size(record.bytes_total) if record.bytes_total else "all files"
         commit = f", commit {record.commit}" if record.commit else ""
         where = case.seen.claim.meta.name if case.seen.claim else "the claim"
-        return Finding(MODEL_CACHED, "True", "Cached", f"{size} on claim {where}{commit}")
+        message = f"{size} on claim {where}{commit}{_pace(record)}"
+        return Finding(MODEL_CACHED, "True", "Cached", message)
     for rule in (_claim_trouble, _fetch_failed, _fetching):
         found = rule(case)
         if found is not None:
             return Finding(MODEL_CACHED, "False", found[0], _short(found[1]))
     return Finding(MODEL_CACHED, "False", "NotFetched", "fetched when replicas is above 0")
+
+
+def _pace(record: fetch.Record) -> str:
+    """What the last fetch brought, and how fast; nothing for one that found all in place."""
+    if not record.bytes_fetched or not record.seconds:
+        return ""
+    rate = _size(int(record.bytes_fetched / record.seconds))
+    return f"; fetched {_size(record.bytes_fetched)} in {record.seconds:.1f} s ({rate}/s)"
 
 
 def _pods_ready(case: Case) -> Finding:

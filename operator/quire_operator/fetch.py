@@ -50,6 +50,8 @@ class Report(Struct, frozen=True, rename="camel"):
 
     commit: str | None = None
     bytes_total: int | None = None
+    bytes_fetched: int | None = None
+    seconds: float | None = None
     plan: Plan | None = None
     reason: str | None = None
     message: str | None = None
@@ -62,6 +64,9 @@ class Record(Struct, frozen=True, rename="camel", omit_defaults=True):
     at: float
     commit: str | None = None
     bytes_total: int | None = None
+    bytes_fetched: int | None = None
+    """Over the network, by the last attempt alone."""
+    seconds: float | None = None
     plan: Plan | None = None
     repairs: int = 0
 
@@ -274,6 +279,8 @@ def _record(seen: Observation, job: JobView, before: Record | None) -> Record:
         at=job.finished or seen.now,
         commit=report.commit or (before.commit if before else None),
         bytes_total=report.bytes_total or (before.bytes_total if before else None),
+        bytes_fetched=report.bytes_fetched,
+        seconds=report.seconds,
         plan=report.plan or (before.plan if before else None),
         repairs=before.repairs + 1 if before else 0,
     )

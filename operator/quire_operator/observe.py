@@ -31,6 +31,11 @@ class Progress:
     eta_seconds: float | None
     commit: str | None
 
+    @property
+    def moves(self) -> bool:
+        """It knows how much there is to fetch, and how fast it comes."""
+        return bool(self.bytes_total) and self.bytes_per_second > 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:

@@ -238,18 +238,14 @@ def _mend(seen: Observation, state: FetchState) -> list[Action]:
 def _again(seen: Observation, state: FetchState) -> float | None:
     waits = [state.wait_seconds] if state.wait_seconds is not None else []
     if state.stage is Stage.RUNNING or _init_fetches(seen):
-        waits.append(POLL_SECONDS if _tells(seen) else FIRST_POLL_SECONDS)
+        moves = seen.progress is not None and seen.progress.moves
+        waits.append(POLL_SECONDS if moves else FIRST_POLL_SECONDS)
     if state.stage is Stage.NO_CLAIM:
         waits.append(WAIT_SECONDS)
     deadline = _deadline(seen)
     if deadline is not None and deadline > 0:
         waits.append(deadline)
     return min(waits, default=None)
-
-
-def _tells(seen: Observation) -> bool:
-    """The fetch knows what there is to fetch: from now on every few seconds are often enough."""
-    return seen.progress is not None and bool(seen.progress.bytes_total)
 
 
 def _init_fetches(seen: Observation) -> bool:

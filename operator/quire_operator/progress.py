@@ -1,4 +1,4 @@
-"""Asks a running fetch for its progress: every 5 s once it knows the size, at each look before."""
+"""Asks a running fetch for its progress: every 5 s while its bytes move, at each look before."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ProgressReader:
     async def read(self, ip: str, now: float) -> Progress | None:
         """None while the fetch does not answer (yet)."""
         known = self._known.get(ip)
-        if known is not None and known[1].bytes_total and now - known[0] < FRESH_SECONDS:
+        if known is not None and known[1].moves and now - known[0] < FRESH_SECONDS:
             return known[1]
         self._forget(now)
         progress = await self._ask(ip)

@@ -31,6 +31,27 @@ def test_reports(text: str, reason: str | None, commit: str | None) -> None:
     assert (report.reason, report.commit) == (reason, commit)
 
 
+@pytest.mark.parametrize(
+    ("fetched", "words"),
+    [
+        ({"bytesFetched": 270_000_000, "seconds": 5.4}, "; fetched 270.0 MB in 5.4 s (50.0 MB/s)"),
+        ({"bytesFetched": 0, "seconds": 5.4}, ""),
+        ({}, ""),
+    ],
+)
+async def test_a_cached_model_says_what_its_fetch_took(
+    rig: Rig, chat: Key, fetched: dict[str, object], words: str
+) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs({"commit": "c0ffee", "bytesTotal": 272_600_000, **fetched})
+    await rig.settle()
+    cached = rig.condition(chat, "ModelCached")
+    assert cached.reason == "Cached"
+    assert cached.message.endswith(f"commit c0ffee{words}")
+
+
 def test_the_last_line_of_a_log() -> None:
     assert fetch.last_line("INFO a\nquire-engine: no such file\n\n") == "no such file"
     assert fetch.last_line("") == ""

@@ -7,12 +7,15 @@ from quire_operator import names
 from quire_operator.progress import FRESH_SECONDS, ProgressReader
 
 
+MOVING = {"phase": "downloading", "bytesTotal": 100, "bytesPerSecond": 10.0}
+
+
 class Fetch:
     """A fetch pod's /progress on this machine."""
 
     def __init__(self) -> None:
         self.asked = 0
-        self.answer: dict[str, object] | str = {"phase": "downloading", "bytesTotal": 100}
+        self.answer: dict[str, object] | str = {**MOVING}
 
     async def progress(self, _request: web.Request) -> web.Response:
         self.asked += 1
@@ -48,15 +51,18 @@ async def test_an_answer_is_fresh_for_five_seconds(fetch: Fetch) -> None:
         assert later.phase == "verifying"
 
 
-async def test_a_fetch_that_does_not_know_the_size_yet_is_asked_again(fetch: Fetch) -> None:
+@pytest.mark.parametrize("first", [{"phase": "listing"}, {**MOVING, "bytesPerSecond": 0.0}])
+async def test_a_fetch_whose_bytes_do_not_move_yet_is_asked_again(
+    fetch: Fetch, first: dict[str, object]
+) -> None:
     async with ClientSession() as session:
         reader = ProgressReader(session)
-        fetch.answer = {"phase": "listing"}
+        fetch.answer = first
         await reader.read("127.0.0.1", 100.0)
-        fetch.answer = {"phase": "downloading", "bytesTotal": 100}
+        fetch.answer = MOVING
         later = await reader.read("127.0.0.1", 100.1)
         assert later is not None
-        assert later.phase == "downloading"
+        assert later.bytes_per_second == 10.0
 
 
 async def test_nonsense_keeps_the_last_word(fetch: Fetch) -> None:

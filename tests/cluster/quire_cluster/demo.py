@@ -94,11 +94,8 @@ def _wait_ready() -> None:
         return bool(now["status"] == "True")
 
     kube.wait_until(ready, 300, f"{NAMESPACE}/chat to be Ready")
-    model = kube.get("inferenceservice", "chat", NAMESPACE)["status"]["model"]
-    console.print(
-        f"         model: {model['bytesDone']:,} of {model['bytesTotal']:,} bytes cached,"
-        f" commit {model['commit'][:8]}"
-    )
+    service = kube.get("inferenceservice", "chat", NAMESPACE)
+    console.print(f"The model: {kube.condition(service, 'ModelCached')['message']}")
     console.print(kube.kubectl("get", "qis", "chat", namespace=NAMESPACE).rstrip())
 
 
