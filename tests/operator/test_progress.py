@@ -6,7 +6,6 @@ from aiohttp import ClientSession, web
 from quire_operator import names
 from quire_operator.progress import FRESH_SECONDS, ProgressReader
 
-
 MOVING = {"phase": "downloading", "bytesTotal": 100, "bytesPerSecond": 10.0}
 
 
