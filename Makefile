@@ -97,4 +97,7 @@ bench: venv model ## measure: writes tests/bench/results
 	$(PY) tests/bench/bench_engine.py
 	$(PY) tests/bench/bench_kernels.py
 
-.PHONY: help venv lock lint format unit model e2e test cluster-up cluster-down cluster-status images shell demo bench
+bench-service: images ## measure apply to first token on the cluster
+	$(CLUSTER) exec -- $(PY) tests/bench/bench_service.py
+
+.PHONY: help venv lock lint format unit model e2e test cluster-up cluster-down cluster-status images shell demo bench bench-service

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import signal
 import socket
 import statistics
@@ -24,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+from processor import processor
 
 from quire_engine.config import EngineConfig
 from quire_engine.settings import ServerSettings
@@ -192,7 +192,7 @@ def main() -> None:
         streams = asyncio.run(
             measure_streams(port, process_id, arguments.streams, arguments.seconds)
         )
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count(),
+    machine = {"processor": processor(), "cpus": os.cpu_count(),
                "load": os.getloadavg()[0]}  # fmt: skip
     result = {"request": requests, "streams": streams, "machine": machine}
     print(json.dumps(result, indent=2))

@@ -12,7 +12,6 @@ differ from run to run, so the prefix cache finds nothing.
 import argparse
 import json
 import os
-import platform
 import random
 import socket
 import statistics
@@ -26,6 +25,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from processor import processor
 
 from quire_engine.config import EngineConfig
 from quire_engine.machine import num_cpus
@@ -151,14 +151,6 @@ def _one_start(model: Path) -> float:
     finally:
         server.terminate()
         server.wait(timeout=30)
-
-
-def processor() -> str:
-    """The processor's own name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def table(report: dict) -> str:

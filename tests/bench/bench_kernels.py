@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from processor import processor
 
 import quire_kernels as qk
 
@@ -170,12 +170,9 @@ def bench_small(rows: int, seconds: float) -> list[Result]:
     ]
 
 
-def processor() -> str:
-    """Model name, cores in use and the kernels' instruction set."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor()
-    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}, {qk.isa()}"
+def machine() -> str:
+    """The processor, the cores in use and the kernels' instruction set."""
+    return f"{processor()}, {torch.get_num_threads()} threads of {os.cpu_count()}, {qk.isa()}"
 
 
 def show(timing: Timing) -> str:
@@ -203,7 +200,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each case")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    print(processor(), f"torch {torch.__version__}\n", sep=", ")
+    print(machine(), f"torch {torch.__version__}\n", sep=", ")
     results = run_all(arguments.seconds)
     print("Microseconds, best call (median).\n")
     print("| case | quire | rate | torch | times faster |\n| --- | --- | --- | --- | --- |")
@@ -214,7 +211,7 @@ def main() -> None:
             f"| {result.ratio:.2f} |"
         )
     if arguments.json:
-        report = {"processor": processor(), "results": [asdict(result) for result in results]}
+        report = {"processor": machine(), "results": [asdict(result) for result in results]}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

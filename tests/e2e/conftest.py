@@ -7,44 +7,19 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import openai
 import pytest
 
-from quire_cluster import kube, serving
+from quire_cluster import installation, kube, serving
 from quire_cluster.faults import AuditLog, Hub, SmallVolumes
-from quire_cluster.shell import run
-
-ROOT = Path(__file__).parents[2]
-SYSTEM = "quire-system"
-
-
-@dataclass(frozen=True)
-class Installation:
-    """What `helm install` was given, so that a test can upgrade with one thing changed."""
-
-    values: tuple[str, ...]
-
-    def upgrade(self, *more: str) -> None:
-        settings = [part for value in (*self.values, *more) for part in ("--set", value)]
-        run(
-            [
-                *("helm", "upgrade", "--install", "quire", str(ROOT / "charts/quire")),
-                *("--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s"),
-                *settings,
-            ]
-        )
-
-
-def _image(variable: str) -> tuple[str, str]:
-    repository, _, tag = os.environ[variable].rpartition(":")
-    return repository, tag
 
 
 @pytest.fixture(scope="session")
 def hub() -> Iterator[Hub]:
+    if installation.IMAGE not in os.environ:
+        pytest.exit("the end-to-end tests need the test cluster: run `make e2e`", returncode=2)
     hub = Hub(os.environ["QUIRE_HUB_ADDRESS"])
     hub.faults()
     yield hub
@@ -52,25 +27,11 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="session")
-def quire(hub: Hub) -> Iterator[Installation]:
+def quire(hub: Hub) -> Iterator[None]:
     """The chart, installed; uninstalled at the end, its CRD with it."""
-    if "QUIRE_OPERATOR_IMAGE" not in os.environ:
-        pytest.exit("the end-to-end tests need the test cluster: run `make e2e`", returncode=2)
-    repository, tag = _image("QUIRE_OPERATOR_IMAGE")
-    installation = Installation(
-        (
-            f"image.repository={repository}",
-            f"image.tag={tag}",
-            f"engine.image={os.environ['QUIRE_ENGINE_IMAGE']}",
-            f"hub.endpoint=http://{hub.address}",
-            "scaling.scrapeIntervalSeconds=2",
-        )
-    )
     installation.upgrade()
-    yield installation
-    kube.kubectl("delete", "inferenceservices.serving.quire.dev", "--all", "--all-namespaces")
-    run(["helm", "uninstall", "quire", "--namespace", SYSTEM, "--wait"])
-    kube.kubectl("delete", "crd", "inferenceservices.serving.quire.dev", "--ignore-not-found")
+    yield
+    installation.uninstall()
 
 
 @contextmanager
@@ -85,13 +46,13 @@ def fresh_namespace(prefix: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def namespace(quire: Installation) -> Iterator[str]:
+def namespace(quire: None) -> Iterator[str]:
     with fresh_namespace("e2e") as name:
         yield name
 
 
 @pytest.fixture(scope="module")
-def chat(quire: Installation) -> Iterator[str]:
+def chat(quire: None) -> Iterator[str]:
     """The namespace of a ready service `chat`, shared by the tests of one module."""
     with fresh_namespace("chat") as name:
         kube.apply(serving.manifest(), name)

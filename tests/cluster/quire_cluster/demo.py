@@ -7,18 +7,15 @@ Leaves the cluster up and prints what to try next. Run inside `quire_cluster exe
 import os
 import sys
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.syntax import Syntax
 
-from quire_cluster import kube, serving
-from quire_cluster.errors import CommandError, NotReadyError
+from quire_cluster import installation, kube, serving
+from quire_cluster.errors import CommandError, NotReadyError, PrerequisiteError
 from quire_cluster.faults import Hub
-from quire_cluster.shell import run
 
-ROOT = Path(__file__).parents[3]
-SAMPLE = ROOT / "samples/inferenceservice.yaml"
+SAMPLE = installation.ROOT / "samples/inferenceservice.yaml"
 NAMESPACE = "demo"
 NUM_CALLERS = 24
 SCALE_SECONDS = 180
@@ -38,7 +35,7 @@ def main() -> int:
         hub.faults()
         _stream(applied)
         _scale_up_and_down()
-    except (CommandError, NotReadyError) as error:
+    except (CommandError, NotReadyError, PrerequisiteError) as error:
         console.print(f"[red]The demo stopped: {error}[/red]")
         console.print("Look closer with: make shell, then: kubectl get qis -A; kubectl get pods -A")
         return 1
@@ -52,18 +49,9 @@ def _step(text: str) -> None:
 
 def _install() -> None:
     _step("1. Install quire with one Helm chart")
-    repository, _, tag = os.environ["QUIRE_OPERATOR_IMAGE"].rpartition(":")
-    command = [
-        *("helm", "upgrade", "--install", "quire", str(ROOT / "charts/quire")),
-        *("--namespace", "quire-system", "--create-namespace", "--wait", "--timeout", "180s"),
-        *("--set", f"image.repository={repository}", "--set", f"image.tag={tag}"),
-        *("--set", f"engine.image={os.environ['QUIRE_ENGINE_IMAGE']}"),
-        *("--set", f"hub.endpoint=http://{os.environ['QUIRE_HUB_ADDRESS']}"),
-        *("--set", "scaling.scrapeIntervalSeconds=2"),
-    ]
-    console.print("$ " + " ".join(command).replace(str(ROOT) + "/", ""))
-    run(command)
-    console.print(kube.kubectl("get", "deployments", namespace="quire-system").rstrip())
+    console.print("$ " + " ".join(installation.command()))
+    installation.upgrade()
+    console.print(kube.kubectl("get", "deployments", namespace=installation.NAMESPACE).rstrip())
 
 
 def _apply() -> float:
