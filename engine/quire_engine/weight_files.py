@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from quire_engine.errors import ModelCorrupt, ModelMissing
+from quire_engine.errors import ModelCorrupt
 from quire_engine.gguf import GgufFile
+from quire_engine.shards import shards_of, tensors_in
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
@@ -32,10 +33,10 @@ class WeightSource(Protocol):
 
 
 class SafetensorsSource:
-    """One or more safetensors files of a folder."""
+    """The shards of a folder."""
 
     def __init__(self, model_dir: Path) -> None:
-        self._files = _shards(model_dir)
+        self._files = _files_by_tensor(model_dir)
         self._open = {
             path: safe_open(path, framework="pt", device="cpu")
             for path in set(self._files.values())
@@ -54,33 +55,13 @@ class SafetensorsSource:
         return tensor
 
 
-def _shards(model_dir: Path) -> dict[str, Path]:
-    """Which file holds each tensor, by the index and by each file's own, verified header."""
-    index = model_dir / "model.safetensors.index.json"
-    if index.is_file():
-        return _indexed_shards(index)
-    paths = sorted(model_dir.glob("*.safetensors"))
-    if not paths:
-        raise ModelMissing(
-            f"a model folder must hold *.safetensors, got none in {model_dir}; fetch the model "
-            "there first (a .gguf file is given by its own path)"
-        )
-    return {name: path for path in paths for name in verify_safetensors(path)}
-
-
-def _indexed_shards(index: Path) -> dict[str, Path]:
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
-        shards = {name: index.parent / file for name, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _corrupt(index, f"it has no whole weight_map ({error!r})") from error
-    for path in sorted(set(shards.values())):
-        if not path.is_file():
-            raise _corrupt(index, f"it names {path.name}, which is not there")
-        missing = {name for name, file in shards.items() if file == path} - verify_safetensors(path)
-        if missing:
-            raise _corrupt(path, f"the index promises {sorted(missing)[0]} in it")
-    return shards
+def _files_by_tensor(model_dir: Path) -> dict[str, Path]:
+    """Which file holds each tensor: every shard's own, verified header, held against the index."""
+    files: dict[str, Path] = {}
+    for name, promised in shards_of(model_dir).items():
+        path = model_dir / name
+        files |= dict.fromkeys(tensors_in(str(path), verify_safetensors(path), promised), path)
+    return files
 
 
 def verify_safetensors(path: Path) -> set[str]:

@@ -3,21 +3,21 @@
 Kilobytes are read, whatever the model's size.
 """
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from quire_engine.errors import ModelCorrupt, ModelMissing
-from quire_engine.fetch.source import INDEX
+from quire_engine.errors import ModelCorrupt
 from quire_engine.memory_plan import TensorFacts, WeightFacts
 from quire_engine.models.config import ModelConfig, from_gguf, read_config
+from quire_engine.shards import Shards, shards_of, tensors_in
 
 if TYPE_CHECKING:
     from quire_engine.gguf import GgufFile
@@ -50,27 +50,9 @@ def read_local(model: Path) -> ModelFacts:
     if model.suffix == ".gguf":
         return _read_gguf(model)
     config = read_config(model)
-    tensors = [tensor for shard in shards_of(model) for tensor in _read_shard(shard)]
-    return ModelFacts(config, WeightFacts.of(tensors, config))
-
-
-def shards_of(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model in `folder`: those of its index, else
-    model.safetensors."""
-    index = folder / INDEX
-    if not index.is_file():
-        single = folder / "model.safetensors"
-        if not single.is_file():
-            raise ModelMissing(
-                f"a model folder must hold model.safetensors or its index, got {folder}; "
-                "fetch the model there first"
-            )
-        return [single]
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelCorrupt(f"{index} must map tensors to files, got {error!r}") from error
-    return [folder / name for name in names]
+    shards = shards_of(model)
+    reads = {name: partial(_read_file, model / name) for name in shards}
+    return ModelFacts(config, WeightFacts.of(read_tensors(shards, reads), config))
 
 
 def parse_safetensors(read: ReadRange, name: str) -> Iterator[TensorFacts]:
@@ -95,11 +77,15 @@ def parse_safetensors(read: ReadRange, name: str) -> Iterator[TensorFacts]:
         ) from error
 
 
-def read_remote_safetensors(shards: Mapping[str, ReadRange]) -> list[TensorFacts]:
-    """The tensors of remote shards, eight headers at a time."""
+def read_tensors(shards: Shards, reads: Mapping[str, ReadRange]) -> list[TensorFacts]:
+    """The tensors that loading takes from the shards, eight headers at a time."""
+
+    def taken(name: str) -> list[TensorFacts]:
+        header = {tensor.name: tensor for tensor in parse_safetensors(reads[name], name)}
+        return [header[tensor] for tensor in tensors_in(name, header, shards[name])]
+
     with ThreadPoolExecutor(8, thread_name_prefix="headers") as pool:
-        lists = pool.map(lambda item: list(parse_safetensors(item[1], item[0])), shards.items())
-        return [tensor for tensors in lists for tensor in tensors]
+        return [tensor for tensors in pool.map(taken, shards) for tensor in tensors]
 
 
 def read_remote_gguf(read: ReadRange, name: str, size: int) -> ModelFacts:
@@ -142,15 +128,10 @@ def _read_gguf(path: Path) -> ModelFacts:
     return _gguf_facts(GgufFile.open(path))
 
 
-def _read_shard(path: Path) -> Iterator[TensorFacts]:
-    def read(start: int, stop: int) -> bytes:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(stop - start)
-
-    if not path.is_file():
-        raise ModelMissing(f"{path} is named by the model's index and must exist; fetch it again")
-    return parse_safetensors(read, str(path))
+def _read_file(path: Path, start: int, stop: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
 
 
 def _gguf_facts(file: "GgufFile") -> ModelFacts:

@@ -29,7 +29,14 @@ from quire_engine.fetch.options import FetchOptions
 from quire_engine.fetch.plan_command import summarize
 from quire_engine.fetch.progress import Progress, served
 from quire_engine.fetch.retry import Backoff, TryAgain
-from quire_engine.fetch.source import HubUri, Listing, RemoteFile, parse_uri, select
+from quire_engine.fetch.source import (
+    HubUri,
+    Listing,
+    RemoteFile,
+    index_of,
+    parse_uri,
+    select,
+)
 from quire_engine.fetch.store import Store, manifest_files, megabytes
 from quire_engine.fetch.transfer import Transfer, new_client
 from quire_engine.models.config import from_hugging_face
@@ -143,8 +150,10 @@ async def _fetch_locked(this: _Run) -> Manifest:
             raise
         logger.warning("keeping the complete model on the volume cause=%s", error)
         return _finished(this, current)
+    listing = await _chosen(this, listing)
     progress.commit, progress.bytes_total = listing.commit, listing.bytes_total
-    if current is not None and not options.repair and _is_intact(this, current, listing):
+    looked_only = progress.bytes_fetched == 0 and not options.repair  # an index may have been bad
+    if looked_only and current is not None and _is_intact(this, current, listing):
         return _finished(this, current)
     await _stage(this, listing)
     if progress.bytes_fetched == 0 and current is not None and _is_intact(this, current, listing):
@@ -173,7 +182,7 @@ async def _verified(this: _Run, current: Manifest) -> Manifest:
 
 
 async def _list(this: _Run, current: Manifest | None) -> Listing:
-    """The files that serving needs. A repair stays with the installed commit while that exists."""
+    """All files of a commit. A repair stays with the installed one while the source has it."""
     revision = this.options.revision
     if this.options.repair and current is not None:
         try:
@@ -188,8 +197,7 @@ async def _list_revision(this: _Run, revision: str | None) -> Listing:
     backoff = Backoff(source.backoff_seconds)
     for failures in range(1, LISTING_ATTEMPTS + 1):
         try:
-            listing = await asyncio.to_thread(list_files, this.uri, revision, source)
-            return Listing(listing.commit, select(listing.files, this.uri))
+            return await asyncio.to_thread(list_files, this.uri, revision, source)
         except TryAgain as error:
             this.progress.note = str(error.failure)
             if failures == LISTING_ATTEMPTS:
@@ -197,6 +205,20 @@ async def _list_revision(this: _Run, revision: str | None) -> Listing:
             wait = error.retry_after
             await asyncio.sleep(backoff.seconds(failures, 0.0) if wait is None else wait)
     raise AssertionError("unreachable")
+
+
+async def _chosen(this: _Run, listing: Listing) -> Listing:
+    """The files that serving needs. An index says which those are, so it comes before them."""
+    index = index_of(listing.files, this.uri)
+    if index is None:
+        return Listing(listing.commit, select(listing.files, this.uri))
+    content = await asyncio.to_thread(this.store.read, index)
+    if content is None:
+        this.store.open_staging()
+        await _download(this, listing, [index])
+        content = this.store.read(index)
+        assert content is not None
+    return Listing(listing.commit, select(listing.files, this.uri, content))
 
 
 def _is_intact(this: _Run, current: Manifest, listing: Listing) -> bool:
@@ -216,7 +238,7 @@ async def _stage(this: _Run, listing: Listing) -> None:
         if await asyncio.to_thread(store.reuse, file):
             del missing[key]
     progress.bytes_done = sum(store.bytes_staged(file) for file in listing.files)
-    # Before the first byte, so that a model too large for its volume is said at once.
+    # Before the first byte of weights, so that a model too large for its volume is said at once.
     needed = sum(file.size - store.bytes_staged(file) for file in missing.values())
     store.require_space(needed, this.options.uri)
     progress.phase = "downloading"

@@ -10,9 +10,10 @@ import msgspec
 from quire_engine.errors import ConfigError, EngineError, ExitCode
 from quire_engine.fetch.headers import (
     ModelFacts,
+    ReadRange,
     read_local,
     read_remote_gguf,
-    read_remote_safetensors,
+    read_tensors,
 )
 from quire_engine.fetch.manifest import PlanSummary
 from quire_engine.fetch.options import PlanOptions
@@ -26,6 +27,7 @@ from quire_engine.memory_plan import (
     refusal,
 )
 from quire_engine.models.config import from_hugging_face
+from quire_engine.shards import choose_shards
 from quire_engine.termination import report_fatal
 
 
@@ -82,29 +84,27 @@ def _read_remote(options: PlanOptions) -> ModelFacts:
     # HTTP clients, half a second: only for models that are not here.
     from quire_engine.fetch.hub import file_url, list_files
     from quire_engine.fetch.remote import RemoteReader
-    from quire_engine.fetch.source import parse_uri, select
+    from quire_engine.fetch.source import RemoteFile, index_of, parse_uri, select
 
     uri = parse_uri(options.model)
     with RemoteReader(options.source) as reader:
         listing = reader.attempt(lambda: list_files(uri, options.revision, options.source))
-        files = select(listing.files, uri)
 
-        def url(path: str) -> str:
-            return file_url(options.source.endpoint, uri, listing.commit, path)
+        def range_of(file: RemoteFile) -> ReadRange:
+            url = file_url(options.source.endpoint, uri, listing.commit, file.path)
+            return partial(reader.read, url, file.path, file.size)
 
+        index = index_of(listing.files, uri)
+        content = None if index is None else range_of(index)(0, index.size)
+        files = {file.path: file for file in select(listing.files, uri, content)}
         if uri.file is not None:
-            [gguf] = [file for file in files if file.path == uri.file]
-            read = partial(reader.read, url(gguf.path), gguf.path, gguf.size)
-            return read_remote_gguf(read, gguf.path, gguf.size)
-        sizes = {file.path: file.size for file in files}
-        readers = {
-            path: partial(reader.read, url(path), path, size)
-            for path, size in sizes.items()
-            if path.endswith(".safetensors") or path == "config.json"
-        }
-        read_config = readers.pop("config.json")
-        config = from_hugging_face(msgspec.json.decode(read_config(0, sizes["config.json"])))
-        return ModelFacts(config, WeightFacts.of(read_remote_safetensors(readers), config))
+            return read_remote_gguf(range_of(files[uri.file]), uri.file, files[uri.file].size)
+        config_file = files["config.json"]
+        text = range_of(config_file)(0, config_file.size)
+        config = from_hugging_face(msgspec.json.decode(text))
+        shards = choose_shards(files, content, uri.repo)
+        reads = {path: range_of(files[path]) for path in shards}
+        return ModelFacts(config, WeightFacts.of(read_tensors(shards, reads), config))
 
 
 def _as_json(plan: MemoryPlan) -> str:

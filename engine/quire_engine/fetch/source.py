@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal, Protocol, TypeAlias
 
-from quire_engine.errors import ConfigError
+from quire_engine.errors import ConfigError, ModelMissing
 from quire_engine.fetch.errors import Corrupt, SourceNotFound, UnsupportedSource
+from quire_engine.shards import INDEX, choose_shards
 
 DigestAlgorithm: TypeAlias = Literal["sha256", "git-sha1"]
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors", re.ASCII)
 _SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
-INDEX = "model.safetensors.index.json"
 COMPANIONS = frozenset(
     {
         "config.json",
@@ -122,16 +121,10 @@ def is_safe_path(path: str) -> bool:
     )
 
 
-def select(files: Sequence[RemoteFile], uri: HubUri) -> tuple[RemoteFile, ...]:
-    """The files that serving needs, small ones first.
+def index_of(files: Sequence[RemoteFile], uri: HubUri) -> RemoteFile | None:
+    """The index whose content `select` must know; None where the weights have none.
 
-    At the repository's root: config, tokenizer and template files, and `model.safetensors` or its
-    shards with the index (with an index, the shards; a `model.safetensors` beside them would be a
-    duplicate). With a GGUF file named: that file and the same companions. Everything else (.bin,
-    .pth, onnx, original/, consolidated.safetensors) repeats these weights in another form.
-
-    Raises Corrupt for names that leave the folder, SourceNotFound for a missing GGUF file and
-    UnsupportedSource when nothing here can be served.
+    Raises Corrupt for names that leave the folder: nothing of such a source is to be read.
     """
     for file in files:
         if not is_safe_path(file.path):
@@ -139,7 +132,24 @@ def select(files: Sequence[RemoteFile], uri: HubUri) -> tuple[RemoteFile, ...]:
                 f"names in {uri.repo} must stay inside the model's folder, got {file.path!r}; "
                 "do not use this source"
             )
-    weights = _gguf(files, uri) if uri.file is not None else _safetensors(files, uri)
+    if uri.file is not None:
+        return None
+    return next((file for file in files if file.path == INDEX), None)
+
+
+def select(
+    files: Sequence[RemoteFile], uri: HubUri, index: bytes | None = None
+) -> tuple[RemoteFile, ...]:
+    """The files that serving needs, small ones first. `index` is the content of `index_of`'s file.
+
+    At the repository's root: config, tokenizer and template files, the shards (shards.py has the
+    rule) and their index. With a GGUF file named: that file and the same companions. Everything
+    else repeats these weights in another form.
+
+    Raises SourceNotFound for a missing GGUF file, UnsupportedSource when nothing here can be
+    served, and what `choose_shards` does.
+    """
+    weights = _gguf(files, uri) if uri.file is not None else _safetensors(files, uri, index)
     companions = [file for file in files if file.path in COMPANIONS]
     return tuple(sorted({*companions, *weights}, key=lambda file: (file.size, file.path)))
 
@@ -159,15 +169,15 @@ def _gguf(files: Sequence[RemoteFile], uri: HubUri) -> list[RemoteFile]:
     return found
 
 
-def _safetensors(files: Sequence[RemoteFile], uri: HubUri) -> list[RemoteFile]:
+def _safetensors(files: Sequence[RemoteFile], uri: HubUri, index: bytes | None) -> list[RemoteFile]:
     by_path = {file.path: file for file in files}
-    index = by_path.get(INDEX)
-    shards = [file for file in files if _SHARD.fullmatch(file.path)]
-    if index is not None:
-        shards = [file for file in shards if file.path != "model.safetensors"]
-    if "config.json" not in by_path or not shards:
+    try:
+        shards = choose_shards(by_path, index, uri.repo)
+    except ModelMissing:
+        raise UnsupportedSource(_way_out(by_path, uri)) from None
+    if "config.json" not in by_path:
         raise UnsupportedSource(_way_out(by_path, uri))
-    return shards if index is None else [index, *shards]
+    return [by_path[path] for path in shards] + [by_path[path] for path in by_path if path == INDEX]
 
 
 def _way_out(by_path: dict[str, RemoteFile], uri: HubUri) -> str:

@@ -107,9 +107,13 @@ class Store:
         if self._previous.is_dir() and current and not self.bad_files(current, deep=False):
             shutil.rmtree(self._previous)  # killed with the new model in place: space of a model
 
-    def begin(self, files: Sequence[RemoteFile]) -> None:
-        """Make the staging folder; staged files that this model does not have go."""
+    def open_staging(self) -> None:
+        """Make the staging folder."""
         self.blobs.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, files: Sequence[RemoteFile]) -> None:
+        """Open staging for this model: staged files that it does not have go."""
+        self.open_staging()
         names = [path.name for path in self.blobs.iterdir()]
         for name in stale_names(names, {file.digest.key for file in files}):
             (self.blobs / name).unlink()
@@ -132,6 +136,13 @@ class Store:
             return False
         _link(installed, self.blobs / file.digest.key)
         return True
+
+    def read(self, file: RemoteFile) -> bytes | None:
+        """This file's content, staged or installed; None where neither is the right one."""
+        for path in (self.blobs / file.digest.key, self.model / file.path):
+            if path.is_file() and has_digest(path, file):
+                return path.read_bytes()
+        return None
 
     def bytes_staged(self, file: RemoteFile) -> int:
         """Bytes of this file that need no download any more."""

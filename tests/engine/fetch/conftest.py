@@ -28,12 +28,12 @@ class Fetcher:
 
     def __call__(self, uri: str = URI, **options: Any) -> int:
         source = {"part_bytes": PART_BYTES, "backoff_seconds": 0.001, "max_attempts": 3}
-        source |= options.pop("source", {})
+        source |= {"endpoint": self.mirror.url} | options.pop("source", {})
         return run_fetch(
             FetchOptions(
                 uri=uri,
                 directory=self.volume,
-                source=SourceOptions(endpoint=self.mirror.url, **source),
+                source=SourceOptions(**source),
                 **options,
             )
         )

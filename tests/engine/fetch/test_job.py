@@ -370,7 +370,9 @@ def test_an_unsupported_model_is_refused_before_its_weights(fetch, mirror) -> No
 # ---- the volume ---------------------------------------------------------------------------------
 
 
-def test_too_little_space_is_said_before_the_first_byte(fetch, mirror, monkeypatch) -> None:
+def test_too_little_space_is_said_before_the_first_byte_of_weights(
+    fetch, mirror, monkeypatch
+) -> None:
     real = os.statvfs(fetch.volume)
     fields = list(real)
     fields[4] = 1_000_000 // real.f_frsize  # f_bavail
@@ -378,7 +380,7 @@ def test_too_little_space_is_said_before_the_first_byte(fetch, mirror, monkeypat
     assert fetch() == 10
     assert fetch.message["reason"] == "NoSpace"
     assert " MB more" in fetch.message["message"]
-    assert mirror.downloads() == ()
+    assert mirror.downloads(".safetensors") == ()
 
 
 def test_a_volume_that_fills_midway_is_no_space_and_resumes(
@@ -597,7 +599,7 @@ def test_progress_is_served_while_it_runs(fetch, mirror, unused_port: int) -> No
     seen: list[dict[str, object]] = []
 
     def watch() -> None:
-        wait_until(lambda: mirror.downloads(".json") != ())
+        wait_until(lambda: mirror.downloads("/config.json") != ())
         while not seen or seen[-1]["phase"] == "listing":
             seen.append(httpx2.get(f"http://127.0.0.1:{unused_port}/progress").json())
         mirror.faults()

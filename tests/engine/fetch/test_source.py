@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from quire_engine.errors import ConfigError
 from quire_engine.fetch.errors import Corrupt, SourceNotFound, UnsupportedSource
-from quire_engine.fetch.source import Digest, HubUri, RemoteFile, is_safe_path, parse_uri, select
+from quire_engine.fetch.source import (
+    Digest,
+    HubUri,
+    RemoteFile,
+    index_of,
+    is_safe_path,
+    parse_uri,
+    select,
+)
 
 REPO = HubUri("org/name")
 
@@ -17,8 +25,8 @@ def listed(*paths: str) -> list[RemoteFile]:
     return [RemoteFile(path, 10, Digest("sha256", f"{i:064x}")) for i, path in enumerate(paths)]
 
 
-def chosen(*paths: str, uri: HubUri = REPO) -> set[str]:
-    return {file.path for file in select(listed(*paths), uri)}
+def chosen(*paths: str, uri: HubUri = REPO, index: bytes | None = None) -> set[str]:
+    return {file.path for file in select(listed(*paths), uri, index)}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +73,14 @@ def test_one_file_of_weights() -> None:
 def test_shards_win_over_a_duplicate() -> None:
     index, shard = "model.safetensors.index.json", "model-00001-of-00001.safetensors"
     paths = ("config.json", "model.safetensors", index, shard)
-    assert chosen(*paths) == {"config.json", index, shard}
+    content = b'{"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}'
+    assert chosen(*paths, index=content) == {"config.json", index, shard}
+
+
+def test_only_a_folder_of_weights_has_an_index() -> None:
+    files = listed("a.gguf", "model.safetensors.index.json", "sub/model.safetensors.index.json")
+    assert index_of(files, REPO) is files[1]
+    assert index_of(files, HubUri("org/name", "a.gguf")) is None
 
 
 def test_small_files_come_first() -> None:
@@ -108,7 +123,7 @@ def test_a_split_gguf_is_refused() -> None:
 
 def test_hostile_names_are_refused() -> None:
     with pytest.raises(Corrupt, match="inside"):
-        select(listed("config.json", "model.safetensors", "../x"), REPO)
+        index_of(listed("config.json", "model.safetensors", "../x"), REPO)
 
 
 def test_gits_digest() -> None:
