@@ -289,14 +289,60 @@ class Targets(_Schema, frozen=True):
     ] = 0.9
 
 
-class Stabilization(_Schema, frozen=True):
-    """How long a wish must last before it is followed."""
+class ScaleRule(_Schema, frozen=True):
+    """How fast one direction is followed."""
 
     stabilization_seconds: Annotated[
         Annotated[int, Meta(ge=0, le=3600)] | None,
         Meta(
             description="Seconds for which the wish must have lasted. Default 0 up, 300 down. "
             "Starts anew with the operator.",
+        ),
+    ] = None
+    max_step: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)] | None,
+        Meta(
+            description="Most replicas added or removed at once. Default: up as many as are "
+            "ready (at most doubling, whatever is given here), down 1.",
+        ),
+    ] = None
+
+
+class Schedule(_Schema, frozen=True):
+    """From each of its moments on, another minReplicas."""
+
+    cron: Annotated[
+        str,
+        Meta(
+            min_length=9,
+            max_length=100,
+            pattern=r"^\S+( \S+){4}$",
+            description="Five cron fields: minute, hour, day of month, month, day of week. "
+            "minReplicas holds from each such moment until the next one of any schedule.",
+        ),
+    ]
+    min_replicas: Annotated[
+        int, Meta(ge=1, le=1000, description="Fewest replicas from then on. At most maxReplicas.")
+    ]
+    time_zone: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            pattern=r"^[A-Za-z0-9_+/-]+$",
+            description="IANA name, such as Europe/Berlin. Default UTC.",
+        ),
+    ] = "UTC"
+
+
+class Keda(_Schema, frozen=True):
+    """Where KEDA reads with mode keda."""
+
+    prometheus_server: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=2048, pattern=r"^https?://\S+$")] | None,
+        Meta(
+            description="Address of a Prometheus that scrapes the pods. Unset: KEDA asks the "
+            "operator, which scrapes them itself.",
         ),
     ] = None
 
@@ -309,29 +355,52 @@ class Scaling(_Schema, frozen=True):
             "self.minReplicas <= self.maxReplicas",
             "scaling.minReplicas must be <= scaling.maxReplicas",
         ),
+        Rule(
+            "!has(self.schedules) || self.schedules.all(s, s.minReplicas <= self.maxReplicas)",
+            "scaling.schedules[].minReplicas must be <= scaling.maxReplicas",
+        ),
+        Rule(
+            "!has(self.idleSecondsToZero) || self.mode in ['builtin', 'keda']",
+            "scaling.idleSecondsToZero needs scaling.mode builtin or keda (an HPA at 0 stops"
+            " itself, and with mode none nobody would come back from 0)",
+        ),
+        Rule(
+            "!has(self.dryRun) || !self.dryRun || self.mode == 'builtin'",
+            "scaling.dryRun needs scaling.mode builtin (the other modes decide elsewhere)",
+        ),
     )
 
     mode: Annotated[
-        Literal["none", "builtin"],
+        Literal["none", "builtin", "hpa", "keda"],
         Meta(
             description="`none` (default): the user, or anything else that writes /scale. "
             "`builtin`: the operator's scaler, which reads the pods' own metrics; "
-            "it never shrinks on missing ones.",
+            "it never shrinks on missing ones. `hpa`: a HorizontalPodAutoscaler of ours, on the "
+            "operator's external metrics. `keda`: a ScaledObject of ours.",
         ),
     ] = "none"
     min_replicas: Annotated[
-        int, Meta(ge=1, le=1000, description="Fewest replicas with mode builtin. Default 1.")
+        int, Meta(ge=1, le=1000, description="Fewest replicas while not idle. Default 1.")
     ] = 1
-    max_replicas: Annotated[
-        int, Meta(ge=1, le=1000, description="Most replicas with mode builtin. Default 4.")
-    ] = 4
+    max_replicas: Annotated[int, Meta(ge=1, le=1000, description="Most replicas. Default 4.")] = 4
     targets: Annotated[
         Targets, Meta(description="What one replica may carry before another is added.")
     ] = Targets()
-    scale_up: Annotated[Stabilization, Meta(description="When to add replicas.")] = Stabilization()
-    scale_down: Annotated[Stabilization, Meta(description="When to remove replicas.")] = (
-        Stabilization()
-    )
+    scale_up: Annotated[ScaleRule, Meta(description="How replicas are added.")] = ScaleRule()
+    scale_down: Annotated[ScaleRule, Meta(description="How replicas are removed.")] = ScaleRule()
+    idle_seconds_to_zero: Annotated[
+        Annotated[int, Meta(ge=10, le=604_800)] | None,
+        Meta(
+            description="Seconds without any request after which no pod is kept (modes builtin "
+            "and keda). The gateway holds what comes then and wakes the service. "
+            "Unset: never below minReplicas.",
+        ),
+    ] = None
+    schedules: Annotated[
+        list[Schedule],
+        Meta(max_length=16, description="Moments from which another minReplicas holds."),
+    ] = field(default_factory=list)
+    keda: Annotated[Keda, Meta(description="Where KEDA reads with mode keda.")] = Keda()
     dry_run: Annotated[
         bool,
         Meta(

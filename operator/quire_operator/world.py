@@ -50,6 +50,10 @@ class Snapshot:
     """Wanted or present pods that are not ready; unschedulable and ended ones not counted."""
     unschedulable: int
     deleting: bool
+    activated: bool = False
+    """Somebody holds requests for this service: its activation Lease is fresh."""
+    gateway_ready: bool = False
+    """At zero replicas its Service would lead to a gateway that holds requests."""
 
 
 @dataclass(frozen=True, slots=True)

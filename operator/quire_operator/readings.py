@@ -1,0 +1,49 @@
+"""What each service's pods said last, for those who ask the operator: HPA and KEDA.
+
+The scaling loop writes one reading per service and round, on every replica of the operator; the
+external metrics API and the KEDA scaler read. No I/O, no clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quire_operator.names import Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One round's numbers of one service; None where a number is not known."""
+
+    at: float
+    """Seconds on the monotonic clock."""
+    wall: float
+    """The same moment as epoch seconds."""
+    ready: int
+    complete: bool
+    """Every ready pod answered with every metric that a target wants. A reading that is not must
+    never be passed on as a number: an autoscaler would take it for less load."""
+    missing: tuple[str, ...] = ()
+    """One sentence for each pod that gave nothing."""
+    waiting: float | None = None
+    """Requests that wait, summed over the pods."""
+    running: float | None = None
+    kv_cache_utilization: float | None = None
+    """Mean over the pods, 0 to 1."""
+    ttft_p95_seconds: float | None = None
+
+
+class Readings:
+    """The last reading of each service."""
+
+    def __init__(self) -> None:
+        self._latest: dict[Key, Reading] = {}
+
+    def put(self, key: Key, reading: Reading) -> None:
+        self._latest[key] = reading
+
+    def get(self, key: Key) -> Reading | None:
+        return self._latest.get(key)
+
+    def forget(self, key: Key) -> None:
+        self._latest.pop(key, None)
