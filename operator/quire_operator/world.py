@@ -54,6 +54,9 @@ class Snapshot:
     """Somebody holds requests for this service: its activation Lease is fresh."""
     gateway_ready: bool = False
     """At zero replicas its Service would lead to a gateway that holds requests."""
+    other_writer: str | None = None
+    """An autoscaler that may write this service's replicas too, such as "HorizontalPodAutoscaler
+    chat": while there is one, the operator's own scaler writes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
