@@ -117,6 +117,9 @@ def _limited(config: ScalingConfig, decision: Decision) -> str:
         return ""
     if decision.to_replicas == config.max_replicas:
         return f", maxReplicas allows {config.max_replicas}"
+    step = decision.to_replicas - decision.from_replicas
+    if step == config.max_up_step:
+        return f", scaleUp.maxStep allows {step} more at once"
     return f", one step at most doubles the ready pods, to {decision.to_replicas}"
 
 
@@ -125,8 +128,10 @@ def inputs_text(decision: Decision) -> dict[str, str]:
     inputs = decision.inputs
     values: dict[str, float | None] = {
         "ready": inputs.ready,
+        "starting": inputs.starting,
         "pending": inputs.pending,
         "unschedulable": inputs.unschedulable,
+        "draining": inputs.draining,
         "reporting": inputs.reporting,
         "need": decision.need,
         "waiting": inputs.waiting,

@@ -146,6 +146,8 @@ class PodView:
     phase_message: str
     unschedulable: str | None
     """The scheduler's words, while it finds no node."""
+    on_node: bool
+    """A node was found."""
     ready: bool
     ready_since: float | None
     started: float | None
@@ -321,6 +323,7 @@ def _pod(body: Manifest) -> PodView:
         phase_reason=status.get("reason", ""),
         phase_message=status.get("message", ""),
         unschedulable=scheduled.get("message", "") if stuck else None,
+        on_node=bool(spec.get("nodeName")),
         ready=is_ready,
         ready_since=epoch(ready.get("lastTransitionTime")) if is_ready else None,
         started=epoch(status.get("startTime")),

@@ -47,9 +47,15 @@ class Snapshot:
     """spec.replicas: what is asked for."""
     ready_pods: tuple[PodEndpoint, ...]
     pending: int
-    """Wanted or present pods that are not ready; unschedulable and ended ones not counted."""
+    """Pods without a node yet, and wanted ones that are not there yet."""
     unschedulable: int
+    """Pods that no node takes."""
     deleting: bool
+    uid: str = ""
+    starting: tuple[str, ...] = ()
+    """Names of pods that have a node and are not ready, or not any more."""
+    draining: int = 0
+    """Pods on their way out; counted nowhere else. Ended pods are counted nowhere at all."""
     activated: bool = False
     """Somebody holds requests for this service: its activation Lease is fresh."""
     gateway_ready: bool = False
@@ -181,8 +187,12 @@ class World:
         service = self.service(key)
         if service is None or service.spec is None:
             return None
-        present = [pod for pod in self.pods(key) if not pod.meta.deleting and not pod.ended]
+        alive = [pod for pod in self.pods(key) if not pod.ended]
+        present = [pod for pod in alive if not pod.meta.deleting]
         ready = tuple(_endpoint(pod) for pod in present if pod.ready and pod.ip)
+        starting = tuple(
+            pod.meta.name for pod in present if pod.on_node and not (pod.ready and pod.ip)
+        )
         unschedulable = sum(pod.unschedulable is not None for pod in present)
         wanted = max(service.spec.replicas, len(present))
         return Snapshot(
@@ -190,9 +200,12 @@ class World:
             spec=service.spec,
             replicas=service.spec.replicas,
             ready_pods=ready,
-            pending=max(0, wanted - len(ready) - unschedulable),
+            pending=max(0, wanted - len(ready) - len(starting) - unschedulable),
             unschedulable=unschedulable,
             deleting=service.meta.deleting,
+            uid=service.meta.uid,
+            starting=starting,
+            draining=len(alive) - len(present),
         )
 
     def startup_seconds(self, key: Key) -> float | None:

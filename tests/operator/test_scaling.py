@@ -82,24 +82,28 @@ def test_the_target_exceeded_most_decides(
 
 
 @pytest.mark.parametrize(
-    ("ready", "pending", "unschedulable", "to", "reason"),
+    ("ready", "others", "to", "reason"),
     [
-        (2, 2, 0, 4, Reason.PODS_PENDING),  # what is on its way is all that may be asked for
-        (3, 1, 0, 6, Reason.QUEUE_DEPTH),
-        (2, 1, 1, 4, Reason.PODS_UNSCHEDULABLE),
-        (1, 0, 3, 4, Reason.PODS_UNSCHEDULABLE),
-        (3, 0, 1, 6, Reason.QUEUE_DEPTH),
-        (0, 4, 0, 4, Reason.NO_READY_PODS),
+        # what is on its way is all that may be asked for
+        (2, {"pending": 2}, 4, Reason.PODS_PENDING),
+        (2, {"starting": 2}, 4, Reason.PODS_PENDING),
+        (2, {"starting": 1, "pending": 1}, 4, Reason.PODS_PENDING),
+        (3, {"starting": 1}, 6, Reason.QUEUE_DEPTH),
+        (3, {"starting": 1, "pending": 2}, 4, Reason.PODS_PENDING),  # those of a rollout
+        (2, {"pending": 1, "unschedulable": 1}, 4, Reason.PODS_UNSCHEDULABLE),
+        (1, {"unschedulable": 3}, 4, Reason.PODS_UNSCHEDULABLE),
+        (3, {"unschedulable": 1}, 6, Reason.QUEUE_DEPTH),
+        (3, {"pending": 1, "draining": 5}, 6, Reason.QUEUE_DEPTH),
+        (0, {"starting": 4}, 4, Reason.NO_READY_PODS),
     ],
 )
 def test_pods_on_their_way_are_waited_for(
-    ready: int, pending: int, unschedulable: int, to: int, reason: Reason
+    ready: int, others: dict[str, int], to: int, reason: Reason
 ) -> None:
     observation = seen(
         4,
         ready=ready,
-        pending=pending,
-        unschedulable=unschedulable,
+        **others,
         loads=loads(ready, waiting=1000) if ready else (),
     )
     decision = decide(QUEUE_ONLY, History(), observation)
@@ -109,6 +113,24 @@ def test_pods_on_their_way_are_waited_for(
 def test_a_rollouts_surge_pods_are_on_their_way_too() -> None:
     observation = seen(2, ready=2, pending=1, loads=loads(2, waiting=12))
     assert decide(QUEUE_ONLY, History(), observation).to_replicas == 2
+
+
+@pytest.mark.parametrize(
+    ("max_step", "replicas", "to"), [(1, 4, 5), (3, 4, 7), (4, 4, 8), (9, 4, 8), (9, 1, 2)]
+)
+def test_a_step_up_is_the_smaller_of_doubling_and_max_step(
+    max_step: int, replicas: int, to: int
+) -> None:
+    config = replace(QUEUE_ONLY, max_up_step=max_step)
+    observation = seen(replicas, loads=loads(replicas, waiting=1000))
+    decision = decide(config, History(), observation)
+    assert (decision.to_replicas, decision.reason) == (to, Reason.QUEUE_DEPTH)
+
+
+def test_a_small_step_up_waits_for_the_pod_that_it_ordered() -> None:
+    config = replace(QUEUE_ONLY, max_up_step=1)
+    observation = seen(5, ready=4, starting=1, loads=loads(4, waiting=1000))
+    assert decide(config, History(), observation).reason is Reason.PODS_PENDING
 
 
 def test_a_silent_pod_counts_as_idle_on_the_way_up() -> None:
@@ -160,8 +182,9 @@ def test_the_up_window_takes_the_least_that_was_asked_for_throughout() -> None:
         (2, {"loads": loads(2, kv=0.4)}, 1, Reason.LOAD_FITS_FEWER),
         (2, {"ttft": Ttft(0.6, 9)}, 2, Reason.INSIDE_TARGETS),
         (2, {"ttft": Ttft(0.4, 9)}, 1, Reason.LOAD_FITS_FEWER),
-        # an unschedulable or starting pod goes first and takes no capacity with it
+        # an unschedulable, starting or pending pod goes first and takes no capacity with it
         (4, {"ready": 2, "unschedulable": 2, "loads": loads(2, waiting=8)}, 3, "LoadFitsFewer"),
+        (4, {"ready": 2, "starting": 2, "loads": loads(2, waiting=8)}, 3, "LoadFitsFewer"),
         (4, {"ready": 2, "pending": 2, "loads": loads(2, waiting=8)}, 3, "LoadFitsFewer"),
         (4, {"ready": 2, "unschedulable": 2, "loads": loads(2, waiting=8.5)}, 4, "InsideTargets"),
     ],
@@ -173,6 +196,49 @@ def test_one_replica_less_only_if_the_others_can_carry_it(
     observation = seen(replicas, **{"ttft": Ttft(0.0, 0), **changes})
     decision = decide(ALL_TARGETS, history, observation)
     assert (decision.to_replicas, decision.reason) == (to, reason)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "kv", "ready", "to"),
+    [
+        (0, 0.0, 8, 5),
+        (20, 0.0, 8, 5),  # 4 a pod on exactly five pods
+        (21, 0.0, 8, 6),
+        (0, 0.6, 8, 6),  # 4.8 caches' worth on 0.9 a pod: 5.3 pods
+        (28.5, 0.0, 8, 8),
+        (0, 0.0, 4, 5),  # four are not ready: they are among those that leave
+        (12, 0.0, 3, 5),
+        (13, 0.0, 3, 8),
+    ],
+)
+def test_a_step_down_is_checked_for_exactly_the_replicas_that_remain(
+    waiting: float, kv: float, ready: int, to: int
+) -> None:
+    config = replace(ALL_TARGETS, ttft_seconds=None, max_down_step=3)
+    history = quiet_history(config, 8)
+    observation = seen(
+        8, ready=ready, unschedulable=8 - ready, loads=loads(ready, waiting=waiting, kv=kv)
+    )
+    assert decide(config, history, observation).to_replicas == to
+
+
+def test_a_step_down_stops_at_the_minimum_and_at_the_windows_highest_need() -> None:
+    config = replace(QUEUE_ONLY, max_down_step=10)
+    assert (
+        decide(replace(config, min_replicas=3), quiet_history(config, 8), seen(8)).to_replicas == 3
+    )
+    history = quiet_history(config, 8)
+    busy = seen(8, now=9_995.0, loads=loads(8, waiting=24))
+    history = remember(config, history, decide(config, history, busy), applied=False)
+    assert decide(config, history, seen(8)).to_replicas == 6
+
+
+def test_numbers_that_began_anew_may_raise_and_never_lower() -> None:
+    history = quiet_history(QUEUE_ONLY, 4)
+    decision = decide(QUEUE_ONLY, history, seen(4, doubtful=1))
+    assert (decision.to_replicas, decision.reason) == (4, Reason.METRICS_PARTIAL)
+    busy = seen(4, doubtful=1, loads=loads(4, waiting=100))
+    assert decide(QUEUE_ONLY, history, busy).to_replicas == 8
 
 
 def test_requests_that_run_on_full_pods_are_somebodys_queue_afterwards() -> None:
@@ -367,7 +433,7 @@ class FakeService:
             now=now,
             replicas=self.replicas,
             ready=self.ready,
-            pending=len(self.starting),
+            starting=len(self.starting),
             unschedulable=self.replicas - self.ready - len(self.starting),
             loads=(load,) * answering,
             ttft=ttft,
@@ -455,7 +521,7 @@ def test_what_no_load_and_no_fault_may_do(
         assert config.min_replicas <= after <= config.max_replicas
         if after > before:
             assert after <= 2 * min(before, observation.ready)
-            assert after > observation.ready + observation.pending
+            assert after > observation.ready + observation.on_their_way
             assert decision.need is not None
             assert after <= decision.need
             moves.append((decision.time, 1))

@@ -187,8 +187,10 @@ async def test_a_burst_scales_up_and_says_why() -> None:
     )
     assert decision.inputs == {
         "ready": "1",
+        "starting": "0",
         "pending": "0",
         "unschedulable": "0",
+        "draining": "0",
         "reporting": "1",
         "need": "6",
         "waiting": "24",

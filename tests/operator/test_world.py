@@ -96,13 +96,19 @@ def test_a_snapshot_counts_pods_as_the_scaler_needs_them(woken: Woken) -> None:
     leaving = pod("d", "5", "True")
     leaving["metadata"]["deletionTimestamp"] = "2026-11-21T10:00:00Z"
     woken.put(POD, leaving)
+    begun = pod("e", "6", "False")
+    begun["spec"]["nodeName"] = "node-1"
+    woken.put(POD, begun)
     snapshot = woken.world.snapshot(CHAT)
     assert snapshot is not None
     assert [p.name for p in snapshot.ready_pods] == ["a"]
     assert snapshot.ready_pods[0].port == 8000
     assert snapshot.unschedulable == 1
-    assert snapshot.pending == 3, "b, and two that are wanted and not there yet"
+    assert snapshot.starting == ("e",)
+    assert snapshot.pending == 2, "b has no node yet, and one is wanted and not there yet"
+    assert snapshot.draining == 1
     assert snapshot.replicas == 5
+    assert snapshot.uid == "svc"
 
 
 def test_a_pod_that_ended_is_none(woken: Woken) -> None:

@@ -124,6 +124,17 @@ KWOK_TOOL = GoTool(
     minutes=2,
 )
 
+_KEDA = "github.com/kedacore/keda/v2"
+KEDA_TOOL = GoTool(
+    name="keda",
+    folder="keda",
+    module=_KEDA,
+    version="v2.21.0",
+    programs={"keda-operator": f"{_KEDA}/cmd/operator", "keda-adapter": f"{_KEDA}/cmd/adapter"},
+    minutes=9,
+    variables={f"{_KEDA}/version.Version": "2.21.0"},
+)
+
 NODE_TOOLS = GoTool(
     name="node-tools",
     folder="node-tools",
@@ -135,4 +146,4 @@ NODE_TOOLS = GoTool(
 
 CLIENT_TOOLS = (KUBECTL_TOOL, HELM_TOOL)
 NODE_SIDE_TOOLS = (KUBERNETES_TOOL, CNI_TOOL, COREDNS_TOOL, LOCAL_PATH_TOOL, NODE_TOOLS)
-ALL_TOOLS = {tool.name: tool for tool in (*NODE_SIDE_TOOLS, *CLIENT_TOOLS, KWOK_TOOL)}
+ALL_TOOLS = {tool.name: tool for tool in (*NODE_SIDE_TOOLS, *CLIENT_TOOLS, KWOK_TOOL, KEDA_TOOL)}
