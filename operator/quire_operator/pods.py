@@ -28,6 +28,12 @@ SCHEDULING = (
 )
 """What a fetch takes over from the pod, so that a volume that waits for its first consumer is made
 where the pod will be."""
+SCRAPE_ANNOTATIONS = {
+    "prometheus.io/scrape": "true",
+    "prometheus.io/port": str(names.ENGINE_PORT),
+    "prometheus.io/path": "/metrics",
+}
+"""By which a Prometheus without its operator finds an engine; podTemplate can take them off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +136,8 @@ def engine_template(
                 **names.labels(key.name),
                 names.LABEL_REVISION: revision,
                 **_cache_label(spec),
-            }
+            },
+            "annotations": SCRAPE_ANNOTATIONS,
         },
         "spec": {
             **_pod_basics(),

@@ -68,6 +68,23 @@ def test_gpus_are_limits_and_their_taint_is_tolerated() -> None:
     assert pod["tolerations"][0]["key"] == "amd.com/gpu"
 
 
+def test_prometheus_finds_the_engine_by_annotations_that_an_overlay_can_take_off() -> None:
+    assert template()["metadata"]["annotations"] == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": "8000",
+        "prometheus.io/path": "/metrics",
+    }
+    overlay = {"metadata": {"annotations": {"prometheus.io/scrape": "false"}}}
+    changed = template(podTemplate=overlay)["metadata"]["annotations"]
+    assert changed["prometheus.io/scrape"] == "false"
+    assert template()["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+
+
+def test_a_fetch_is_not_scraped() -> None:
+    fetch = fetch_template(CHAT, spec_of(), "stem", "engine:v1", None, repair=False)
+    assert "annotations" not in fetch["metadata"]
+
+
 def test_pods_are_locked_down() -> None:
     pod = template()["spec"]
     assert pod["automountServiceAccountToken"] is False
