@@ -4,6 +4,7 @@ QuireError
 ├── SettingError            a setting of the process is missing or wrong
 ├── NotLeader               this replica does not hold the lease: nothing was written
 ├── OverlayError            spec.podTemplate cannot be merged
+├── ScenarioError           a scenario of `kubectl quire simulate` cannot be read
 └── ApiError                the API server answered with a status of 400 or more, or not at all
     ├── NotFound            404
     ├── AlreadyExists       409 on create
@@ -31,6 +32,10 @@ class NotLeader(QuireError):
 
 class OverlayError(QuireError):
     """spec.podTemplate cannot be merged over the pod."""
+
+
+class ScenarioError(QuireError):
+    """A scenario cannot be read; the message has the path within it, rule, value and way out."""
 
 
 class ApiError(QuireError):
