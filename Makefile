@@ -62,7 +62,7 @@ unit: venv model ## every test that needs no cluster
 model: venv
 	@$(PY) -m quire_cluster.model
 
-e2e: images ## the tests on a real cluster (brought up when none is)
+e2e: images addons ## the tests on a real cluster (brought up when none is)
 	$(CLUSTER) exec -- $(PY) -m pytest tests/e2e --timeout 600
 
 # The end-to-end run stands last, so that pytest's closing line is the last one; a cluster that was not
@@ -87,6 +87,9 @@ cluster-status: venv ## what runs
 images: cluster-up model ## build the two images and push them where the cluster pulls
 	$(CLUSTER) images
 
+addons: cluster-up ## KEDA and Prometheus, which the tests of scaling need (9 minutes, once)
+	$(CLUSTER) addons
+
 shell: venv ## a shell with kubectl and helm, inside the cluster's network
 	$(CLUSTER) shell
 
@@ -100,4 +103,4 @@ bench: venv model ## measure: writes tests/bench/results
 bench-service: images ## measure apply to first token on the cluster
 	$(CLUSTER) exec -- $(PY) tests/bench/bench_service.py
 
-.PHONY: help venv lock lint format unit model e2e test cluster-up cluster-down cluster-status images shell demo bench bench-service
+.PHONY: help venv lock lint format unit model e2e test cluster-up cluster-down cluster-status images addons shell demo bench bench-service

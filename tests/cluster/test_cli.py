@@ -28,7 +28,7 @@ def test_status_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert "is down" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", [["kubeconfig"], ["exec", "--", "true"], ["images"]])
+@pytest.mark.parametrize("verb", [["kubeconfig"], ["exec", "--", "true"], ["images"], ["addons"]])
 def test_what_needs_a_cluster_says_how_to_get_one(
     verb: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

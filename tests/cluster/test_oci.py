@@ -34,6 +34,13 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one.tar").read_bytes() == (tmp_path / "two.tar").read_bytes()
 
 
+def test_an_image_says_its_user(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF")
+    oci.pack(tmp_path / "x.tar", "quire.test/x:v1", {"x": program}, ["/x"], user="65532:65532")
+    assert b'"User": "65532:65532"' in (tmp_path / "x.tar").read_bytes()
+
+
 def _blob(blobs: dict[str, bytes], digest: str) -> bytes:
     content = blobs[f"blobs/{digest.replace(':', '/')}"]
     assert hashlib.sha256(content).hexdigest() == digest.partition(":")[2]

@@ -42,13 +42,13 @@ def _run(options: argparse.Namespace) -> int:
             return _status(provider)
         case "images":
             return _images(provider)
+        case "addons":
+            provider.addons()
         case "kubeconfig":
             provider.require_running()
             print(provider.environment()["KUBECONFIG"])
-        case "exec":
+        case "exec" | "shell":
             _exec(provider, options.command)
-        case "shell":
-            _exec(provider, [os.environ.get("SHELL", "/bin/sh")])
         case "small-volume":
             return _small_volume(provider, options)
     return 0
@@ -62,8 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     down.add_argument("--purge", action="store_true", help="remove the stored images too")
     verbs.add_parser("status", help="what runs; ends with 0 when the cluster is usable")
     verbs.add_parser("images", help="build the images and bring them where pods find them")
+    verbs.add_parser("addons", help="KEDA and Prometheus, which only some tests need")
     verbs.add_parser("kubeconfig", help="print the path of the kubeconfig")
-    verbs.add_parser("shell", help="a shell beside the cluster, with kubectl and helm")
+    shell = verbs.add_parser("shell", help="a shell beside the cluster, with kubectl and helm")
+    shell.set_defaults(command=[os.environ.get("SHELL", "/bin/sh")])
     command = verbs.add_parser("exec", help="run a command beside the cluster: exec -- CMD ARGS")
     command.add_argument("command", nargs="+")
     volume = verbs.add_parser("small-volume", help="print a volume whose size is enforced")

@@ -79,6 +79,9 @@ class KindCluster:
         record(self._layout, image, reference)
         return reference
 
+    def addons(self) -> None:
+        say("KEDA and Prometheus come with our own cluster only; tests that need them skip here")
+
     def environment(self) -> Mapping[str, str]:
         bins = os.pathsep.join(str(self._binaries.folder(tool)) for tool in CLIENT_TOOLS)
         address = self._settings.hub_address

@@ -14,7 +14,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from quire_cluster import cgroups, manifests, network, node, pki, prerequisites, small_volumes
+from quire_cluster import (
+    cgroups,
+    keda,
+    manifests,
+    network,
+    node,
+    pki,
+    prerequisites,
+    prometheus,
+    small_volumes,
+)
 from quire_cluster.build import Binaries
 from quire_cluster.buildah import BuildahPublisher
 from quire_cluster.console import say, timed
@@ -237,6 +247,13 @@ class NetnsCluster:
         with exclusive(self._layout.images_lock, "another run builds images; waiting for it"):
             return BuildahPublisher(self._layout, self._repo).publish(image)
 
+    def addons(self) -> None:
+        self.require_running()
+        prerequisites.install(prometheus.PACKAGES)
+        with self._locked():
+            keda.prepare(self._layout, self._binaries)
+        say("KEDA is on the node, Prometheus on this machine")
+
     def environment(self) -> Mapping[str, str]:
         bins = os.pathsep.join(str(self._binaries.folder(tool)) for tool in CLIENT_TOOLS)
         return {
@@ -247,6 +264,7 @@ class NetnsCluster:
             "QUIRE_HUB_ADDRESS": f"{network.NODE_ADDRESS}:{network.HUB_PORT}",
             "QUIRE_AUDIT_LOG": str(self._layout.audit_log),
             **image_environment(self._layout),
+            **keda.environment(self._binaries),
         }
 
     def wrap(self, command: Sequence[str]) -> list[str]:

@@ -14,15 +14,22 @@ _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # uname's words → OCI's
 
 
-def pack(out: Path, reference: str, files: Mapping[str, Path], entrypoint: Sequence[str]) -> None:
-    """Write an OCI archive. files: path in the image → file here. The same input gives the same
-    bytes (OCI image layout specification 1.0)."""
+def pack(
+    out: Path,
+    reference: str,
+    files: Mapping[str, Path],
+    entrypoint: Sequence[str],
+    *,
+    user: str = "",
+) -> None:
+    """Write an OCI archive. files: path in the image → file here; user: `uid:gid` (default root).
+    The same input gives the same bytes (OCI image layout specification 1.0)."""
     layer = _layer(files)
     config = _dump(
         {
             "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
             "os": "linux",
-            "config": {"Entrypoint": list(entrypoint)},
+            "config": {"Entrypoint": list(entrypoint), **({"User": user} if user else {})},
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
     )

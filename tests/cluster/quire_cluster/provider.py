@@ -44,6 +44,9 @@ class Provider(Protocol):
     def publish(self, image: Image) -> str:
         """Build an image unless this very content is there; return the reference for a pod."""
 
+    def addons(self) -> None:
+        """What only some tests need: KEDA on the node, Prometheus on this machine."""
+
     def environment(self) -> Mapping[str, str]:
         """What a command that works on the cluster needs in its environment."""
 
