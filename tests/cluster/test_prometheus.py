@@ -1,10 +1,34 @@
-from quire_cluster.prometheus import configuration
+from pathlib import Path
+
+from quire_cluster.prometheus import configuration, targets
+
+POD = {
+    "metadata": {
+        "name": "chat-0",
+        "namespace": "team",
+        "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "8000"},
+    },
+    "status": {"podIP": "203.0.113.5", "phase": "Running"},
+}
 
 
-def test_pods_are_found_by_the_annotations_that_they_carry() -> None:
-    [job] = configuration("/admin.kubeconfig")["scrape_configs"]
-    [discovery] = job["kubernetes_sd_configs"]
-    assert discovery == {"role": "pod", "kubeconfig_file": "/admin.kubeconfig"}
-    wanted = {label for rule in job["relabel_configs"] for label in rule.get("source_labels", [])}
-    for annotation in ("scrape", "port", "path"):
-        assert f"__meta_kubernetes_pod_annotation_prometheus_io_{annotation}" in wanted
+def test_a_pod_is_handed_over_as_kubernetes_discovery_would() -> None:
+    [target] = targets([POD])
+    assert target["labels"]["__meta_kubernetes_pod_annotation_prometheus_io_port"] == "8000"
+    assert target["labels"]["__meta_kubernetes_pod_ip"] == "203.0.113.5"
+    assert target["labels"]["__meta_kubernetes_namespace"] == "team"
+
+
+def test_pods_without_an_address_and_ended_ones_are_no_targets() -> None:
+    young = POD | {"status": {"phase": "Pending"}}
+    ended = POD | {"status": {"podIP": "203.0.113.5", "phase": "Succeeded"}}
+    assert targets([young, ended]) == []
+
+
+def test_every_label_that_the_relabelling_wants_is_given() -> None:
+    [job] = configuration(Path("/targets.json"))["scrape_configs"]
+    [target] = targets([POD | {"metadata": POD["metadata"] | {"annotations": {
+        f"prometheus.io/{name}": "x" for name in ("scrape", "port", "path")
+    }}}])  # fmt: skip
+    for rule in job["relabel_configs"]:
+        assert set(rule["source_labels"]) <= set(target["labels"])

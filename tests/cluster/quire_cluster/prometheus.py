@@ -1,28 +1,31 @@
 """Debian's Prometheus as a process beside the cluster, as tests want it: found, stopped, started.
 
-It finds pods by their annotations, as most installations do, and listens on the node's address,
-where pods (KEDA's among them) reach it.
+It listens on the node's address, where pods (KEDA's among them) reach it. Debian builds it without
+Kubernetes' discovery, so a thread of ours lists the pods and hands them over by file, with the
+labels that `kubernetes_sd_configs` of role pod would give; the relabelling is the usual one.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
 from quire_cluster import kube
-from quire_cluster.errors import NotReadyError, PrerequisiteError
+from quire_cluster.errors import CommandError, NotReadyError, PrerequisiteError
 from quire_cluster.network import NODE_ADDRESS
 
 PACKAGES = {"prometheus": "prometheus"}
 PORT = 9095
-SCRAPE_SECONDS = 1
+_SCRAPE = "1s"
+_DISCOVERY_SECONDS = 2.0
+_START_SECONDS = 30
 _POD = "__meta_kubernetes_pod"
 _ANNOTATION = f"{_POD}_annotation_prometheus_io"
 
@@ -33,28 +36,29 @@ class Prometheus:
     address = f"{NODE_ADDRESS}:{PORT}"
     url = f"http://{address}"
 
-    def __init__(self, folder: Path, kubeconfig: str) -> None:
+    def __init__(self, folder: Path) -> None:
         if shutil.which("prometheus") is None:
             raise PrerequisiteError("prometheus was not found on PATH; run `make addons`")
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        (folder / "prometheus.yml").write_text(json.dumps(configuration(kubeconfig), indent=1))
+        settings = json.dumps(configuration(folder / "targets.json"), indent=1)
+        (folder / "prometheus.yml").write_text(settings)
 
     def start(self) -> None:
         """Returns once it answers queries."""
-        with (self._folder / "prometheus.log").open("ab") as log:
-            self._process = subprocess.Popen(self._command(), stdout=log, stderr=log)
-        deadline = time.monotonic() + 30
+        log = self._folder / "prometheus.log"
+        with log.open("ab") as sink:
+            self._process = subprocess.Popen(self._command(), stdout=sink, stderr=sink)
+        deadline = time.monotonic() + _START_SECONDS
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                tail = (self._folder / "prometheus.log").read_text()[-2000:]
-                raise NotReadyError(f"prometheus does not answer:\n{tail}")
+                raise NotReadyError(f"prometheus does not answer:\n{log.read_text()[-2000:]}")
             time.sleep(0.2)
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(_START_SECONDS)
             self._process = None
 
     def query(self, expression: str) -> list[kube.Json]:
@@ -63,6 +67,13 @@ class Prometheus:
         answer.raise_for_status()
         found: list[kube.Json] = answer.json()["data"]["result"]
         return found
+
+    def discover(self) -> None:
+        """Tell it the pods of this moment."""
+        pods = json.loads(kube.kubectl("get", "pods", "--all-namespaces", "-o", "json"))["items"]
+        staged = self._folder / "targets.tmp"
+        staged.write_text(json.dumps(targets(pods)))
+        staged.replace(self._folder / "targets.json")
 
     def _command(self) -> list[str]:
         return [
@@ -81,46 +92,54 @@ class Prometheus:
 
 @contextmanager
 def running() -> Iterator[Prometheus]:
-    """A server over the cluster that KUBECONFIG names; its data goes with it."""
+    """A server that follows the pods of the cluster; its data goes with it."""
     with tempfile.TemporaryDirectory(prefix="quire-prometheus-") as folder:
-        server = Prometheus(Path(folder), os.environ["KUBECONFIG"])
+        server = Prometheus(Path(folder))
+        server.discover()
         server.start()
+        ending = threading.Event()
+        follower = threading.Thread(target=_follow, args=(server, ending))
+        follower.start()
         try:
             yield server
         finally:
+            ending.set()
+            follower.join()
             server.stop()
 
 
-def configuration(kubeconfig: str) -> kube.Json:
+def _follow(server: Prometheus, ending: threading.Event) -> None:
+    while not ending.wait(_DISCOVERY_SECONDS):
+        try:
+            server.discover()
+        except CommandError:  # the API server is busy: the last list holds until the next one
+            continue
+
+
+def configuration(targets_file: Path) -> kube.Json:
     """Scrape every pod that says prometheus.io/scrape, at the port and path that it says. Pure."""
     return {
-        "global": {
-            "scrape_interval": f"{SCRAPE_SECONDS}s",
-            "scrape_timeout": f"{SCRAPE_SECONDS}s",
-        },
+        "global": {"scrape_interval": _SCRAPE, "scrape_timeout": _SCRAPE},
         "scrape_configs": [
             {
                 "job_name": "pods",
-                "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": kubeconfig}],
+                "file_sd_configs": [{"files": [str(targets_file)]}],
                 "relabel_configs": [
-                    _keep(f"{_ANNOTATION}_scrape", "true"),
+                    {
+                        "action": "keep",
+                        "source_labels": [f"{_ANNOTATION}_scrape"],
+                        "regex": "true",
+                    },
                     _replace([f"{_ANNOTATION}_path"], "(.+)", "__metrics_path__", "$1"),
                     _replace(
                         [f"{_POD}_ip", f"{_ANNOTATION}_port"], "(.+);(.+)", "__address__", "$1:$2"
                     ),
                     _replace(["__meta_kubernetes_namespace"], "(.*)", "namespace", "$1"),
                     _replace([f"{_POD}_name"], "(.*)", "pod", "$1"),
-                    # One target a pod, though discovery makes one for each of its ports.
-                    _keep(f"{_POD}_container_port_name", "http"),
-                    {"action": "labelmap", "regex": f"{_POD}_label_(serving_quire_dev_.+)"},
                 ],
             }
         ],
     }
-
-
-def _keep(label: str, regex: str) -> kube.Json:
-    return {"action": "keep", "source_labels": [label], "regex": regex}
 
 
 def _replace(labels: list[str], regex: str, target: str, replacement: str) -> kube.Json:
@@ -130,3 +149,31 @@ def _replace(labels: list[str], regex: str, target: str, replacement: str) -> ku
         "target_label": target,
         "replacement": replacement,
     }
+
+
+def targets(pods: Iterable[kube.Json]) -> kube.Json:
+    """What Kubernetes' discovery says of pods that have an address, in file_sd's format. Pure."""
+    return [
+        {"targets": [pod["status"]["podIP"]], "labels": _labels(pod)}
+        for pod in pods
+        if pod["status"].get("podIP") and pod["status"]["phase"] in {"Pending", "Running"}
+    ]
+
+
+def _labels(pod: kube.Json) -> dict[str, str]:
+    metadata = pod["metadata"]
+    annotations = {
+        f"{_POD}_annotation_{_label_name(name)}": value
+        for name, value in metadata.get("annotations", {}).items()
+    }
+    return {
+        "__meta_kubernetes_namespace": metadata["namespace"],
+        f"{_POD}_name": metadata["name"],
+        f"{_POD}_ip": pod["status"]["podIP"],
+        **annotations,
+    }
+
+
+def _label_name(name: str) -> str:
+    """Whatever a label's name may not hold becomes an underscore, as Prometheus does it."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
