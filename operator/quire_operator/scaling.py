@@ -4,15 +4,21 @@
 
 The rules, in the order in which they are asked:
 
-1.  `replicas: 0` is the user's off switch; minReplicas and maxReplicas are the user's word and hold
-    at once, without windows or step limits.
-2.  No metrics, no change. Partial metrics may raise (a silent pod counts as idle), never lower.
-3.  Up: the largest of the targets' ratios, times the ready pods, rounded up. At most double what is
+1.  `replicas: 0` is the user's off switch, unless idleSecondsToZero is set: then it is sleep, and
+    an activation lifts it to minReplicas.
+2.  Idle for idleSecondsToZero without a gap, and a gateway is there to hold the next request: to
+    zero, all pods at once. Nothing has run on any of them for all that time, so a step by step
+    would only keep what is known to be of no use. minReplicas holds while a service is awake.
+3.  minReplicas, a schedule's included, and maxReplicas are the user's word and hold at once,
+    without windows or step limits.
+4.  No metrics, no change. Partial metrics may raise (a silent pod counts as idle), never lower.
+5.  Up: the largest of the targets' ratios, times the ready pods, rounded up. At most double what is
     ready *now*, and at most maxStep more, so pods on their way are waited for instead of being
     ordered again. Unschedulable ones are not on their way.
-4.  Down: at most maxStep replicas (default one), when for a whole window of gapless, complete
+6.  Down: at most maxStep replicas (default one), when for a whole window of gapless, complete
     metrics the load would have stayed inside every target on the ready ones among those that remain
     (load * N/(N-k), not load / N). Pods that are not ready leave first, and hold nothing up.
+    Never while a schedule is not understood: nobody knows what minReplicas should be.
 
 Hence any window holds at most one change of direction: a step down needs a full window in which no
 more was wanted. A step up never waits for one; a burst after a step down is served.
@@ -59,6 +65,7 @@ def decide(config: ScalingConfig, history: History, observation: Observation) ->
         inputs=load.inputs,
         need=load.need,
         complete=load.complete,
+        idle=load.idle,
         dry_run=config.dry_run,
     )
 
@@ -74,6 +81,7 @@ def remember(
         ready=decision.inputs.ready,
         need=decision.need,
         complete=decision.complete,
+        idle=decision.idle,
         changed=decision.changed and applied,
     )
     return history.after(this, config.windows)
@@ -82,6 +90,11 @@ def remember(
 def _choose(
     config: ScalingConfig, history: History, seen: Observation, load: Load
 ) -> tuple[int, Reason]:
+    if seen.replicas == 0:
+        return _from_zero(config, seen)
+    is_idle = _is_idle(config, history, seen, load)
+    if is_idle and seen.gateway_ready:
+        return 0, Reason.IDLE
     bound = _bounds(config, seen.replicas)
     if bound is not None:
         return bound
@@ -93,12 +106,27 @@ def _choose(
         return _up(config, history, seen, load.inputs)
     if not load.complete:
         return seen.replicas, Reason.METRICS_PARTIAL
-    return _down(config, history, seen, load.need)
+    to, reason = _down(config, history, seen, load.need)
+    if is_idle and reason is Reason.INSIDE_TARGETS:
+        return to, Reason.NO_GATEWAY
+    return to, reason
+
+
+def _from_zero(config: ScalingConfig, seen: Observation) -> tuple[int, Reason]:
+    if config.idle_seconds_to_zero is None:
+        return 0, Reason.PAUSED
+    if seen.activated:
+        return max(1, config.min_replicas), Reason.ACTIVATED
+    return 0, Reason.ASLEEP if seen.gateway_ready else Reason.NO_GATEWAY
+
+
+def _is_idle(config: ScalingConfig, history: History, seen: Observation, load: Load) -> bool:
+    if config.idle_seconds_to_zero is None or config.schedule_errors or not load.idle:
+        return False
+    return history.idle_seconds(seen.now, config.gap_seconds) >= config.idle_seconds_to_zero
 
 
 def _bounds(config: ScalingConfig, replicas: int) -> tuple[int, Reason] | None:
-    if replicas == 0:
-        return 0, Reason.PAUSED
     if replicas < config.min_replicas:
         return config.min_replicas, Reason.BELOW_MINIMUM
     if replicas > config.max_replicas:
@@ -118,7 +146,7 @@ def _up(
     to = min(wanted, _step_up_limit(config, seen), config.max_replicas)
     if to <= max(seen.replicas, seen.ready + seen.on_their_way):
         return seen.replicas, _why_not_up(config, seen, wanted)
-    if not _covered(history.seen_since, seen.now, config.up_window_seconds):
+    if history.seen_seconds(seen.now, config.gap_seconds) < config.up_window_seconds:
         return seen.replicas, Reason.STABILIZING
     return to, reason
 
@@ -158,6 +186,8 @@ def _down(
     serving = min(seen.replicas - 1, seen.ready)  # those that at best serve after any step down
     if seen.replicas <= config.min_replicas or need > serving:
         return seen.replicas, Reason.INSIDE_TARGETS
+    if config.schedule_errors:
+        return seen.replicas, Reason.INVALID_SCHEDULE
     highest = history.highest_need(seen.now, config.down_window_seconds, need)
     if highest > serving or not _may_step_down(config, history, seen):
         return seen.replicas, Reason.STABILIZING
@@ -167,13 +197,9 @@ def _down(
 
 def _may_step_down(config: ScalingConfig, history: History, seen: Observation) -> bool:
     """A whole window is known, the last step has shown its effect, and no other hand moved it."""
-    if not _covered(history.complete_since, seen.now, config.down_window_seconds):
+    if history.complete_seconds(seen.now, config.gap_seconds) < config.down_window_seconds:
         return False
     changed = history.changed_last
     if changed is not None and seen.now - changed < config.down_step_seconds:
         return False
     return history.replicas in (None, seen.replicas)
-
-
-def _covered(since: float | None, now: float, window: float) -> bool:
-    return window <= 0 or (since is not None and now - since >= window)

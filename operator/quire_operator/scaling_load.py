@@ -15,16 +15,19 @@ _EPSILON = 1e-9  # 3 pods * (4.0 / 3) must not round up to 5
 @dataclass(frozen=True, slots=True)
 class Load:
     """need: the fewest replicas that keep the load inside every known target, at least 1, None when
-    no pod gave a number; complete: every ready pod gave all that the service's targets want."""
+    no pod gave a number; complete: every ready pod gave all that the service's targets want; idle:
+    no request runs, waits, came since the last round or is held; None when that is not known."""
 
     inputs: Inputs
     need: int | None
     complete: bool
+    idle: bool | None
 
 
 def measure(config: ScalingConfig, seen: Observation) -> Load:
     inputs = _inputs(config, seen)
-    return Load(inputs, _need(config, seen, inputs), _complete(seen, inputs))
+    complete = _complete(config, seen, inputs)
+    return Load(inputs, _need(config, seen, inputs), complete, _idle(seen, complete))
 
 
 def pods_for(ready: int, ratio: float) -> int:
@@ -55,6 +58,7 @@ def _inputs(config: ScalingConfig, seen: Observation) -> Inputs:
         running=_sum([load.running for load in seen.loads]),
         kv_cache_utilization=mean_usage,
         ttft_p95_seconds=ttft,
+        arrivals=_sum([load.arrivals for load in seen.loads]),
         ratios=ratios,
     )
 
@@ -76,16 +80,25 @@ def _need_for_slots(config: ScalingConfig, seen: Observation, inputs: Inputs) ->
     return _ceil((inputs.running + (inputs.waiting or 0)) / (min(slots) + config.queue_depth))
 
 
-def _complete(seen: Observation, inputs: Inputs) -> bool:
+def _complete(config: ScalingConfig, seen: Observation, inputs: Inputs) -> bool:
     if seen.ready == 0 or len(seen.loads) < seen.ready or None in inputs.ratios.values():
         return False
-    return not seen.doubtful and not any(_lacks(load, inputs) for load in seen.loads)
+    return not seen.doubtful and not any(_lacks(config, load) for load in seen.loads)
 
 
-def _lacks(load: PodLoad, inputs: Inputs) -> bool:
-    return (Reason.QUEUE_DEPTH in inputs.ratios and load.waiting is None) or (
-        Reason.KV_CACHE in inputs.ratios and load.kv_cache_utilization is None
+def _lacks(config: ScalingConfig, load: PodLoad) -> bool:
+    may_sleep = config.idle_seconds_to_zero is not None
+    return (
+        ((config.queue_depth is not None or may_sleep) and load.waiting is None)
+        or (config.kv_cache_utilization is not None and load.kv_cache_utilization is None)
+        or (may_sleep and (load.running is None or load.arrivals is None))
     )
+
+
+def _idle(seen: Observation, complete: bool) -> bool | None:
+    if seen.activated or any(load.is_busy for load in seen.loads):
+        return False
+    return True if complete else None
 
 
 def _sum(values: list[float | None]) -> float | None:

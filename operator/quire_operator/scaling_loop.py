@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from quire_operator import apply, scaling_report, scraper
-from quire_operator.api import Spec
 from quire_operator.client import Api
 from quire_operator.errors import ApiError, NotFound, NotLeader
 from quire_operator.metrics import Metrics
@@ -28,6 +27,7 @@ from quire_operator.scaling import (
     decide,
     remember,
 )
+from quire_operator.scaling_config import TTFT_WINDOW_ROUNDS, MinimumNow, config_of
 from quire_operator.scaling_histogram import HistogramWindow, merged, quantile
 from quire_operator.scaling_history import History
 from quire_operator.scraper import Missing, PodMetrics
@@ -37,8 +37,6 @@ from quire_operator.world import PodEndpoint, ScalingReport, Snapshot
 logger = logging.getLogger(__name__)
 
 TTFT_QUANTILE = 0.95
-TTFT_WINDOW_ROUNDS = 12  # 60 s at the default interval: a p95 of fewer requests is an anecdote
-GAP_ROUNDS = 3
 BLIND_ROUNDS = 2  # one lost scrape is noise, the second in a row is reported
 WRITE_SHOWS_ROUNDS = 3  # within which the watch brings our own write back
 SLICE = 16  # services started at a time
@@ -66,6 +64,7 @@ class _State:
     """What the loop keeps of one service."""
 
     history: History = field(default_factory=History)
+    minimum: MinimumNow = field(default_factory=MinimumNow)
     ttft: dict[str, HistogramWindow] = field(default_factory=dict)  # by pod name
     blind_rounds: int = 0
     written: tuple[int, int, float] | None = None  # our last write: from, to, believed until
@@ -139,7 +138,7 @@ class ScalingLoop:
         if view.spec.scaling.mode != "builtin":
             self._states[key] = _State()  # another's history is not ours to conclude from
             return
-        config = self.config(view.spec)
+        config = config_of(view.spec, state.minimum(view.spec, self._wall_clock()), self._interval)
         answers = await self._ask(view.ready_pods)
         observation = self._observe(view, state, answers)
         decision = decide(config, state.history, observation)
@@ -148,26 +147,6 @@ class ScalingLoop:
         self._count(key, decision, answers)
         self._tell(
             key, config, decision, state, _missing(view.ready_pods, answers), applied, refusal
-        )
-
-    def config(self, spec: Spec) -> ScalingConfig:
-        """The owner's wishes, with the periods that follow from the loop's own interval."""
-        scaling, targets = spec.scaling, spec.scaling.targets
-        return ScalingConfig(
-            min_replicas=scaling.min_replicas,
-            max_replicas=scaling.max_replicas,
-            queue_depth=targets.queue_depth,
-            ttft_seconds=targets.ttft_seconds,
-            kv_cache_utilization=targets.kv_cache_utilization,
-            slots=spec.engine.max_num_seqs,
-            max_up_step=scaling.scale_up.max_step,
-            max_down_step=scaling.scale_down.max_step or 1,
-            up_window_seconds=scaling.up_seconds,
-            down_window_seconds=scaling.down_seconds,
-            down_step_seconds=min(60.0, scaling.down_seconds),
-            settle_seconds=TTFT_WINDOW_ROUNDS * self._interval,
-            gap_seconds=GAP_ROUNDS * self._interval,
-            dry_run=scaling.dry_run,
         )
 
     async def _ask(self, pods: Sequence[PodEndpoint]) -> list[PodMetrics | Missing]:
@@ -189,6 +168,8 @@ class ScalingLoop:
             draining=view.draining,
             loads=loads,
             ttft=self._ttft(view, state, answers, loads, now),
+            activated=view.activated,
+            gateway_ready=view.gateway_ready,
         )
 
     def _ttft(

@@ -7,7 +7,7 @@ from quire_operator.scaling_history import Windows
 
 
 class Reason(StrEnum):
-    """Why a decision came out as it did. The first six move replicas, the others hold them."""
+    """Why a decision came out as it did. The first eight move replicas, the others hold them."""
 
     QUEUE_DEPTH = "QueueDepth"
     TTFT = "TimeToFirstToken"
@@ -15,6 +15,8 @@ class Reason(StrEnum):
     LOAD_FITS_FEWER = "LoadFitsFewer"
     BELOW_MINIMUM = "BelowMinReplicas"
     ABOVE_MAXIMUM = "AboveMaxReplicas"
+    IDLE = "Idle"
+    ACTIVATED = "Activated"
 
     INSIDE_TARGETS = "InsideTargets"
     AT_MAXIMUM = "AtMaxReplicas"
@@ -25,31 +27,31 @@ class Reason(StrEnum):
     METRICS_PARTIAL = "MetricsPartial"
     NO_READY_PODS = "NoReadyPods"
     PAUSED = "Paused"
+    ASLEEP = "Asleep"
+    NO_GATEWAY = "NoGateway"
+    INVALID_SCHEDULE = "InvalidSchedule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalingConfig:
-    """What the service's owner asked for. A target of None is not looked at.
+    """What the service's owner asked for. A target of None is not looked at. Times are seconds."""
 
-    min_replicas: the one in force now, schedules included; queue_depth: waiting requests per ready
-    replica; ttft_seconds: 95th percentile; kv_cache_utilization: mean over the pods, 0..1; slots:
-    requests that a pod runs at once, for pods that do not say so themselves; max_up_step and
-    max_down_step: replicas, None up for no limit but doubling. Windows are seconds.
-    """
-
-    min_replicas: int = 1
+    min_replicas: int = 1  # the one in force now, schedules included
     max_replicas: int = 4
-    queue_depth: float | None = 4.0
-    ttft_seconds: float | None = None
-    kv_cache_utilization: float | None = 0.9
-    slots: int | None = None
-    max_up_step: int | None = None
+    queue_depth: float | None = 4.0  # waiting requests per ready replica
+    ttft_seconds: float | None = None  # 95th percentile
+    kv_cache_utilization: float | None = 0.9  # mean over the pods, 0..1
+    slots: int | None = None  # requests that a pod runs at once, where pods do not say so
+    max_up_step: int | None = None  # None: as many as are ready
     max_down_step: int = 1
     up_window_seconds: float = 0.0
     down_window_seconds: float = 300.0
     down_step_seconds: float = 60.0  # from one step down to the next: its effect must be visible
     settle_seconds: float = 60.0  # TTFT looks back this far; a pod younger than that is not in it
     gap_seconds: float = 15.0  # a silence longer than this restarts the windows
+    idle_seconds_to_zero: float | None = None  # None: never to zero
+    schedule: str | None = None  # what set min_replicas, in words
+    schedule_errors: tuple[str, ...] = ()  # schedules that are not understood
     dry_run: bool = False
 
     @property
@@ -61,13 +63,19 @@ class ScalingConfig:
 class PodLoad:
     """One ready pod's fresh metrics; None where its page lacks the metric.
 
-    `slots`: the most requests that it runs at once, if known.
+    slots: the most requests that it runs at once, if known; arrivals: requests that ended on it
+    since it was last asked, so above 0 it was not idle in between, whatever it runs now.
     """
 
     waiting: float | None
     running: float | None
     kv_cache_utilization: float | None
     slots: int | None = None
+    arrivals: float | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self.waiting or self.running or self.arrivals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,7 @@ class Observation:
     is not counted. loads: the ready pods that answered this round (silent, stale and nonsensical
     ones are simply not in it); doubtful: answering pods whose numbers may raise but not lower, as
     they began anew a moment ago; ttft: None when it cannot be known. replicas: spec.replicas.
+    activated: somebody holds requests for the service; gateway_ready: somebody would, at zero.
     """
 
     now: float
@@ -99,6 +108,8 @@ class Observation:
     loads: tuple[PodLoad, ...] = ()
     doubtful: int = 0
     ttft: Ttft | None = None
+    activated: bool = False
+    gateway_ready: bool = False
 
     @property
     def on_their_way(self) -> int:
@@ -120,6 +131,7 @@ class Inputs:
     running: float | None = None
     kv_cache_utilization: float | None = None
     ttft_p95_seconds: float | None = None
+    arrivals: float | None = None
     ratios: dict[Reason, float | None] = field(default_factory=dict)
 
     @property
@@ -137,7 +149,7 @@ class Decision:
     """`time` is the observation's. `to_replicas` equals `from_replicas` when nothing changes.
 
     need: the fewest replicas that keep the load inside the targets, None when that is not known;
-    complete: nothing was missing.
+    complete: nothing was missing; idle: nothing ran, waited or came, None when that is not known.
     """
 
     time: float
@@ -147,6 +159,7 @@ class Decision:
     inputs: Inputs
     need: int | None
     complete: bool
+    idle: bool | None
     dry_run: bool
 
     @property
@@ -156,6 +169,6 @@ class Decision:
     @property
     def blindness(self) -> Reason | None:
         """What is wrong with the metrics, whatever was decided on the rest of them."""
-        if self.complete or self.inputs.ready == 0 or self.reason is Reason.PAUSED:
+        if self.complete or self.inputs.ready == 0 or self.from_replicas == 0:
             return None
         return Reason.METRICS_MISSING if self.need is None else Reason.METRICS_PARTIAL

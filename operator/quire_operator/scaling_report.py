@@ -44,7 +44,12 @@ def _condition(
 ) -> tuple[ConditionStatus, str, str]:
     reason = decision.reason
     if decision.blindness is not None:
-        return "False", decision.blindness, _missing_sentence(decision, missing)
+        return "False", decision.blindness, _missing_sentence(config, decision, missing)
+    if config.schedule_errors:
+        words = "; ".join(config.schedule_errors)
+        return "False", Reason.INVALID_SCHEDULE, f"{words}. Not scaling down until it is corrected"
+    if reason in (Reason.ASLEEP, Reason.IDLE, Reason.NO_GATEWAY):
+        return _at_rest(config, decision)
     if reason is Reason.NO_READY_PODS:
         return "False", reason, "No pod is ready, so there is no load to measure"
     if reason is Reason.PAUSED:
@@ -59,12 +64,37 @@ def _condition(
     return "True", "Active", "The scaler reads every ready pod and sets spec.replicas"
 
 
-def _missing_sentence(decision: Decision, missing: tuple[str, ...]) -> str:
+def _at_rest(config: ScalingConfig, decision: Decision) -> tuple[ConditionStatus, str, str]:
+    idle = f"No request for {config.idle_seconds_to_zero:g} s"
+    if decision.reason is not Reason.NO_GATEWAY:
+        return (
+            "True",
+            Reason.ASLEEP,
+            f"{idle}: no pod is kept; the gateway holds the next and wakes",
+        )
+    if decision.from_replicas:
+        return (
+            "False",
+            decision.reason,
+            f"{idle}, but no gateway is ready to hold the next one: not below minReplicas, "
+            f"which is {config.min_replicas}; install quire's gateway, or unset idleSecondsToZero",
+        )
+    return (
+        "False",
+        decision.reason,
+        "At zero replicas, and no gateway is ready to hold a request and wake the service; "
+        "bring the gateway back, or set replicas to 1 or more",
+    )
+
+
+def _missing_sentence(config: ScalingConfig, decision: Decision, missing: tuple[str, ...]) -> str:
     inputs = decision.inputs
-    unknown = ", ".join(sorted(name for name, ratio in inputs.ratios.items() if ratio is None))
+    unknown = sorted(str(name) for name, ratio in inputs.ratios.items() if ratio is None)
+    if config.idle_seconds_to_zero is not None and inputs.arrivals is None:
+        unknown.append("requests ended")
     parts = [f"{inputs.reporting} of {inputs.ready} ready pods gave metrics"]
     if unknown and inputs.reporting:
-        parts.append(f"no data for {unknown}")
+        parts.append(f"no data for {', '.join(unknown)}")
     parts.extend(missing[:3])
     if len(missing) > 3:
         parts.append(f"{len(missing) - 3} more")
@@ -103,12 +133,21 @@ def _why(config: ScalingConfig, decision: Decision) -> str:
                 f"targets on {decision.to_replicas} of {decision.from_replicas} replicas"
             )
         case Reason.BELOW_MINIMUM:
-            return f"minReplicas is {config.min_replicas}"
+            return _minimum(config)
         case Reason.ABOVE_MAXIMUM:
             return f"maxReplicas is {config.max_replicas}"
+        case Reason.IDLE:
+            return f"no request for {config.idle_seconds_to_zero:g} s"
+        case Reason.ACTIVATED:
+            return f"requests are held for it; {_minimum(config)}"
         case _:
             return f"stays at {decision.from_replicas}"
     return f"{words}; {decision.need} replicas would hold it" + _limited(config, decision)
+
+
+def _minimum(config: ScalingConfig) -> str:
+    said = f"minReplicas is {config.min_replicas}"
+    return said if config.schedule is None else f"{said} by the schedule {config.schedule}"
 
 
 def _limited(config: ScalingConfig, decision: Decision) -> str:
@@ -138,6 +177,7 @@ def inputs_text(decision: Decision) -> dict[str, str]:
         "running": inputs.running,
         "kvCacheUtilization": inputs.kv_cache_utilization,
         "ttftP95Seconds": inputs.ttft_p95_seconds,
+        "arrivals": inputs.arrivals,
         **_ratios(inputs),
     }
     return {name: _figure(value) for name, value in values.items() if value is not None}

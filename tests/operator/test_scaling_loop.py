@@ -60,6 +60,8 @@ class FakeFleet:
     ready: dict[Key, int] = field(default_factory=dict)
     address: tuple[str, int] | None = None  # of every pod; None: its name, which only fakes know
     deleting: set[Key] = field(default_factory=set)
+    activated: bool = False
+    gateway_ready: bool = False
     writes: list[tuple[Key, int]] = field(default_factory=list)
     reports: list[tuple[Key, ScalingReport]] = field(default_factory=list)
     error: Exception | None = None
@@ -84,6 +86,8 @@ class FakeFleet:
                 for name in (f"{key.name}-{i}" for i in range(ready))
             ),
             pending=max(0, replicas - ready),
+            activated=self.activated,
+            gateway_ready=self.gateway_ready,
             unschedulable=0,
             deleting=key in self.deleting,
         )
@@ -379,6 +383,52 @@ async def test_a_page_without_the_histogram_is_missing_only_if_a_target_wants_it
     other.answers |= {"chat-0": page, "chat-1": page}
     await other.rounds(4)
     assert other.fleet.writes == [(CHAT, 1)]
+
+
+async def test_schedules_lift_the_minimum_at_their_moment_and_say_which() -> None:
+    entries = [
+        {"cron": "1 0 * * *", "minReplicas": 3},
+        {"cron": "5 0 * * *", "minReplicas": 1, "timeZone": "UTC"},
+    ]
+    world = bench(schedules=entries, scaleDown={"stabilizationSeconds": 60})
+    await world.rounds(12)
+    assert world.fleet.writes == []
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 3)]
+    (decision,) = world.decisions()
+    assert decision.time == "2026-11-21T00:01:00Z"
+    assert decision.reason == (
+        "BelowMinReplicas: minReplicas is 3 by the schedule '1 0 * * *' (UTC)"
+    )
+    await world.rounds(47)
+    assert world.fleet.replicas[CHAT] == 3
+    await world.rounds(14)
+    assert [to for _, to in world.fleet.writes] == [3, 2, 1]
+
+
+async def test_a_new_minimum_in_the_spec_holds_at_once() -> None:
+    world = bench(schedules=[{"cron": "0 0 * * *", "minReplicas": 2}])
+    await world.rounds(1)
+    world.fleet.specs[CHAT] = spec(schedules=[{"cron": "0 0 * * *", "minReplicas": 4}])
+    await world.rounds(1)
+    assert [to for _, to in world.fleet.writes] == [2, 4]
+
+
+async def test_a_schedule_that_is_not_understood_is_told_and_nothing_shrinks() -> None:
+    broken = {"cron": "0 8 * * *", "minReplicas": 2, "timeZone": "Europe/Bonn"}
+    world = bench(schedules=[broken], scaleDown={"stabilizationSeconds": 0})
+    world.fleet.replicas[CHAT] = 3
+    await world.rounds(5)
+    assert world.fleet.writes == []
+    assert (world.last.status, world.last.reason) == ("False", "InvalidSchedule")
+    assert world.last.message == (
+        "timeZone must be an IANA name such as Europe/Berlin, got 'Europe/Bonn'. "
+        "Not scaling down until it is corrected"
+    )
+    world.fleet.specs[CHAT] = spec(scaleDown={"stabilizationSeconds": 0})
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 2)]
+    assert world.last.status == "True"
 
 
 async def test_services_that_others_scale_are_left_alone() -> None:
