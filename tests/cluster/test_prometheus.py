@@ -6,6 +6,7 @@ POD = {
     "metadata": {
         "name": "chat-0",
         "namespace": "team",
+        "labels": {"serving.quire.dev/service": "chat"},
         "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "8000"},
     },
     "status": {"podIP": "203.0.113.5", "phase": "Running"},
@@ -17,6 +18,7 @@ def test_a_pod_is_handed_over_as_kubernetes_discovery_would() -> None:
     assert target["labels"]["__meta_kubernetes_pod_annotation_prometheus_io_port"] == "8000"
     assert target["labels"]["__meta_kubernetes_pod_ip"] == "203.0.113.5"
     assert target["labels"]["__meta_kubernetes_namespace"] == "team"
+    assert target["labels"]["__meta_kubernetes_pod_label_serving_quire_dev_service"] == "chat"
 
 
 def test_pods_without_an_address_and_ended_ones_are_no_targets() -> None:
@@ -31,4 +33,4 @@ def test_every_label_that_the_relabelling_wants_is_given() -> None:
         f"prometheus.io/{name}": "x" for name in ("scrape", "port", "path")
     }}}])  # fmt: skip
     for rule in job["relabel_configs"]:
-        assert set(rule["source_labels"]) <= set(target["labels"])
+        assert set(rule.get("source_labels", ())) <= set(target["labels"])

@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,30 +59,95 @@ def flip_byte(namespace: str, claim: str, path: str, offset: int) -> None:
 @contextmanager
 def cut_off(pod: kube.Json, *clients: str, port: int = 8000) -> Iterator[None]:
     """Drop what these addresses send to the pod's port; probes from the node still pass."""
-    inside = ["nsenter", f"--net=/proc/{_any_process(pod['metadata']['uid'])}/ns/net", "iptables"]
+    with _rules(pod, "filter", "INPUT", clients, port, "DROP"):
+        yield
+
+
+@contextmanager
+def impersonate(pod: kube.Json, page: bytes, *clients: str, port: int = 8000) -> Iterator[None]:
+    """Let these addresses get `page` for whatever they ask the pod's port; probes from the node
+    still reach the engine."""
+    program = [*_inside(pod), sys.executable, "-m", "quire_cluster.impostor", str(_IMPOSTOR_PORT)]
+    with subprocess.Popen(program, stdin=subprocess.PIPE) as impostor:
+        try:
+            _give(impostor, page)
+            kube.wait_until(lambda: _listens(pod), 20, "the impostor to listen")
+            with _rules(pod, "nat", "PREROUTING", clients, port, *_REDIRECTED):
+                yield
+        finally:
+            impostor.kill()
+
+
+_IMPOSTOR_PORT = 8999
+_REDIRECTED = ("REDIRECT", "--to-ports", str(_IMPOSTOR_PORT))
+
+
+def _give(process: subprocess.Popen[bytes], page: bytes) -> None:
+    if process.stdin is not None:
+        process.stdin.write(page)
+        process.stdin.close()
+
+
+def _listens(pod: kube.Json) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((pod["status"]["podIP"], _IMPOSTOR_PORT)) == 0
+
+
+@contextmanager
+def _rules(
+    pod: kube.Json, table: str, chain: str, clients: Sequence[str], port: int, *target: str
+) -> Iterator[None]:
+    """One iptables rule in the pod's network for each client's way to the port."""
+    iptables = [*_inside(pod), "iptables", "-t", table]
     rules = [
-        ["INPUT", "-p", "tcp", "--dport", str(port), "-s", address, "-j", "DROP"]
-        for address in clients
+        [chain, "-p", "tcp", "--dport", str(port), "-s", client, "-j", *target]
+        for client in clients
     ]
     for rule in rules:
-        run([*inside, "-I", *rule])
+        run([*iptables, "-I", *rule])
     try:
         yield
     finally:
         for rule in rules:
-            run([*inside, "-D", *rule])
+            run([*iptables, "-D", *rule])
 
 
-def _any_process(pod_uid: str) -> int:
-    """The id of a process of this pod, by its cgroup."""
+def _inside(pod: kube.Json) -> list[str]:
+    """Prefix of a command that is to run in the pod's network."""
+    [first, *_] = _processes(pod)
+    return ["nsenter", f"--net=/proc/{first}/ns/net"]
+
+
+def kill_engine(pod: kube.Json) -> None:
+    """End the engine as the kernel would, at once; the kubelet restarts it."""
+    [engine] = [process for process in _processes(pod) if _is_first(process)]
+    os.kill(engine, signal.SIGKILL)
+
+
+def _is_first(process: int) -> bool:
+    """Whether it is its container's first process, and no pause container's."""
+    folder = Path(f"/proc/{process}")
+    status = (folder / "status").read_text().splitlines()
+    [identifiers] = [line for line in status if line.startswith("NSpid:")]
+    is_pause = b"node-tools" in (folder / "cmdline").read_bytes()
+    return identifiers.split()[-1] == "1" and not is_pause
+
+
+def _processes(pod: kube.Json) -> list[int]:
+    """The ids of this pod's processes, by their cgroup. LookupError when there is none here."""
+    uid = pod["metadata"]["uid"]
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             cgroup = (folder / "cgroup").read_text()
         except OSError:  # ended meanwhile
             continue
-        if pod_uid in cgroup:
-            return int(folder.name)
-    raise LookupError(f"no process of pod {pod_uid} runs on this host")
+        if uid in cgroup:
+            found.append(int(folder.name))
+    if not found:
+        raise LookupError(f"no process of pod {uid} runs on this host")
+    return found
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ def configuration(targets_file: Path) -> kube.Json:
                     ),
                     _replace(["__meta_kubernetes_namespace"], "(.*)", "namespace", "$1"),
                     _replace([f"{_POD}_name"], "(.*)", "pod", "$1"),
+                    {"action": "labelmap", "regex": f"{_POD}_label_(.+)"},
                 ],
             }
         ],
@@ -162,15 +163,16 @@ def targets(pods: Iterable[kube.Json]) -> kube.Json:
 
 def _labels(pod: kube.Json) -> dict[str, str]:
     metadata = pod["metadata"]
-    annotations = {
-        f"{_POD}_annotation_{_label_name(name)}": value
-        for name, value in metadata.get("annotations", {}).items()
+    mapped = {
+        f"{_POD}_{kind}_{_label_name(name)}": value
+        for kind in ("label", "annotation")
+        for name, value in metadata.get(f"{kind}s", {}).items()
     }
     return {
         "__meta_kubernetes_namespace": metadata["namespace"],
         f"{_POD}_name": metadata["name"],
         f"{_POD}_ip": pod["status"]["podIP"],
-        **annotations,
+        **mapped,
     }
 
 
