@@ -4,9 +4,7 @@ Run by `make e2e`, inside `quire_cluster exec`.
 """
 
 import os
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import openai
@@ -34,27 +32,16 @@ def quire(hub: Hub) -> Iterator[None]:
     installation.uninstall()
 
 
-@contextmanager
-def fresh_namespace(prefix: str) -> Iterator[str]:
-    name = f"{prefix}-{uuid.uuid4().hex[:6]}"
-    kube.kubectl("create", "namespace", name)
-    try:
-        yield name
-    finally:
-        kube.kubectl("delete", "inferenceservices", "--all", namespace=name)
-        kube.kubectl("delete", "namespace", name, "--wait=false")
-
-
 @pytest.fixture
 def namespace(quire: None) -> Iterator[str]:
-    with fresh_namespace("e2e") as name:
+    with serving.fresh_namespace("e2e") as name:
         yield name
 
 
 @pytest.fixture(scope="module")
 def chat(quire: None) -> Iterator[str]:
     """The namespace of a ready service `chat`, shared by the tests of one module."""
-    with fresh_namespace("chat") as name:
+    with serving.fresh_namespace("chat") as name:
         kube.apply(serving.manifest(), name)
         kube.wait_ready(name, "chat")
         yield name

@@ -1,67 +1,82 @@
-"""The builtin scaler: up on waiting requests, down when they are gone, each with its reason."""
+"""The builtin scaler: by time to first token, by waiting requests, and back, with its reasons."""
 
+import itertools
 import time
+from collections.abc import Callable, Iterator
 
+import openai
 import pytest
 
-from quire_cluster import kube, serving
-from quire_cluster.faults import cut_off
+from quire_cluster import kube, scaled, serving
+from quire_cluster.scaled import Scaled
 
 pytestmark = pytest.mark.e2e
 
-SPEC: kube.Json = {
-    "engine": {"maxNumSeqs": 2},
-    "scaling": {
-        "mode": "builtin",
-        "minReplicas": 1,
-        "maxReplicas": 2,
-        "targets": {"queueDepth": 2},
-        "scaleDown": {"stabilizationSeconds": 10},
-    },
+DOWN_SECONDS = 10
+BUILTIN: kube.Json = {
+    "mode": "builtin",
+    "minReplicas": 1,
+    "scaleDown": {"stabilizationSeconds": DOWN_SECONDS, "maxStep": 2},
 }
+LONG_PROMPT_WORDS = 400
 
 
-def test_a_burst_takes_it_to_two_and_back_to_one(namespace: str) -> None:
-    kube.apply(serving.manifest(**SPEC), namespace)
-    kube.wait_ready(namespace, "chat")
+@pytest.fixture(scope="module")
+def service(quire: None) -> Iterator[Scaled]:
+    with serving.fresh_namespace("scaling") as namespace:
+        kube.apply(scaled.manifest(), namespace)
+        kube.wait_ready(namespace, "chat")
+        yield Scaled(namespace)
 
-    with serving.connect(namespace) as client:
-        burst = serving.Burst(client, num_callers=12, limit_seconds=150)
-        try:
-            kube.wait_until(lambda: _status(namespace).get("readyReplicas") == 2, 150, "2 replicas")
-        finally:
-            result = burst.stop()
+
+def test_a_late_first_token_adds_a_replica_while_nobody_waits(service: Scaled) -> None:
+    targets = {"queueDepth": 50, "ttftSeconds": 0.1}
+    service.scale_by(**BUILTIN, maxReplicas=2, targets=targets)
+    with serving.connect(service.namespace) as client:
+        _ask_long_until(client, lambda: service.replicas() == 2, seconds=60)
+    [up, *_] = service.decisions()
+    assert (up["from"], up["to"]) == (1, 2)
+    assert up["reason"].startswith("TTFT"), up
+    assert float(up["inputs"]["ttftP95Seconds"]) > 0.1
+    assert float(up["inputs"]["waiting"]) <= 1, "the queue was to be short"
+    service.wait_ready(2)
+    service.wait_ready(1, 150)
+
+
+def test_a_burst_doubles_a_step_settles_and_goes_back_to_one(service: Scaled) -> None:
+    service.scale_by(**BUILTIN, maxReplicas=4, targets={"queueDepth": 2})
+    before = len(service.decisions())
+    with scaled.burst(service, num_callers=16) as load:
+        service.wait_replicas(4, scaled.START_SECONDS)
+        ups = list(itertools.takewhile(_is_up, service.decisions()))
+        service.wait_ready(4)
+        time.sleep(DOWN_SECONDS)
+        assert service.replicas() == 4, "it did not stay where it had settled"
+        result = load.stop()
     assert result.errors == ()
     assert result.num_answered > 0
+    assert 1 <= len(ups) <= 3, (before, ups)
+    for up in ups:
+        assert up["to"] <= 2 * int(up["inputs"]["ready"]), up
+        assert up["inputs"]["waiting"], "a decision carries the numbers that it was taken on"
 
-    up = _status(namespace)["scaling"]["decisions"][-1]
-    assert (up["from"], up["to"]) == (1, 2)
-    assert "waiting" in up["reason"] or "queue" in up["reason"].lower()
-    assert up["inputs"], "a decision carries the numbers that it was taken on"
-
-    kube.wait_until(lambda: _status(namespace)["replicas"] == 1, 120, "1 replica again")
-    down = _status(namespace)["scaling"]["decisions"][0]
-    assert (down["from"], down["to"]) == (2, 1)
-
-
-def test_missing_metrics_never_scale_down(namespace: str) -> None:
-    """Two replicas, no traffic, one pod's metrics out of reach: both stay, and status says why."""
-    spec = {**SPEC, "replicas": 2}
-    kube.apply(serving.manifest(**spec), namespace)
-    kube.wait_until(lambda: _status(namespace).get("readyReplicas") == 2, 240, "2 replicas")
-    [pod, _] = kube.items("pods", namespace, "serving.quire.dev/service=chat")
-    operators = kube.items("pods", "quire-system", "app.kubernetes.io/name=quire")
-    with cut_off(pod, *(operator["status"]["podIP"] for operator in operators)):
-        kube.wait_until(lambda: _metrics_missed(namespace), 30, "Scaling=False/MetricsPartial")
-        time.sleep(3 * SPEC["scaling"]["scaleDown"]["stabilizationSeconds"])
-        assert _status(namespace)["replicas"] == 2
-    kube.wait_until(lambda: _status(namespace)["replicas"] == 1, 60, "the scale-down it held back")
+    service.wait_ready(1, 150)
+    downs = list(itertools.takewhile(lambda decision: not _is_up(decision), service.decisions()))
+    assert [(down["from"], down["to"]) for down in downs] == [(2, 1), (4, 2)]
+    assert kube.items("events", service.namespace), "changes are told as Events"
 
 
-def _status(namespace: str) -> kube.Json:
-    return kube.get("inferenceservice", "chat", namespace).get("status", {})
+def _is_up(decision: kube.Json) -> bool:
+    return bool(decision["to"] > decision["from"])
 
 
-def _metrics_missed(namespace: str) -> bool:
-    scaling = kube.condition(kube.get("inferenceservice", "chat", namespace), "Scaling")
-    return bool(scaling["status"] == "False" and scaling["reason"] == "MetricsPartial")
+def _ask_long_until(client: openai.OpenAI, holds: Callable[[], bool], seconds: float) -> None:
+    """One caller whose prompts take long to read; each is new, as answers of a cache
+    come at once."""
+    deadline = time.monotonic() + seconds
+    for n in itertools.count():
+        words = " ".join(str(n * LONG_PROMPT_WORDS + i) for i in range(LONG_PROMPT_WORDS))
+        serving.ask(client, f"Sum these: {words}", max_tokens=1)
+        if holds():
+            return
+        assert time.monotonic() < deadline, "no replica was added"

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,18 @@ def manifest(name: str = "chat", **spec: object) -> kube.Json:
             **spec,
         },
     }
+
+
+@contextmanager
+def fresh_namespace(prefix: str) -> Iterator[str]:
+    """A namespace of its own, whose services go before it does."""
+    name = f"{prefix}-{uuid.uuid4().hex[:6]}"
+    kube.kubectl("create", "namespace", name)
+    try:
+        yield name
+    finally:
+        kube.kubectl("delete", "inferenceservices", "--all", namespace=name)
+        kube.kubectl("delete", "namespace", name, "--wait=false")
 
 
 @contextmanager
