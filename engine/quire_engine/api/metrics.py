@@ -7,8 +7,9 @@ inter-token time begin at 1 ms; waiting includes what the core has not seen yet;
 preemption is in no cache figure.
 """
 
+import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Protocol
 
@@ -60,9 +61,9 @@ class CoreView(Protocol):
 
 
 class Metrics:
-    """All of a server's metrics, in a registry of their own."""
+    """All of a server's metrics, in a registry of their own. `wall`: epoch seconds."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, wall: Callable[[], float] = time.time) -> None:
         # `_created` series are a third of the page, and nobody reads them
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._model_name = model_name
@@ -70,6 +71,7 @@ class Metrics:
         self.mean_e2e_seconds = 0.0
         labels = (model_name, ENGINE)
         ProcessCollector(registry=self.registry)
+        self.registry.register(_PageTime(wall))
         self._ttft = self._histogram(
             "vllm:time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS
         )
@@ -175,6 +177,19 @@ class _Histogram(Collector):
         yield family
 
 
+class _PageTime(Collector):
+    """When the page was made. A proxy that repeats an old page has sound numbers and no use; this
+    one does not move then, and a scaler can tell."""
+
+    def __init__(self, wall: Callable[[], float]) -> None:
+        self._wall = wall
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "quire_metrics_time_seconds", "When this page was made, epoch seconds.", self._wall()
+        )
+
+
 class _StartupCollector(Collector):
     def __init__(self, seconds_by_phase: dict[str, float]) -> None:
         self._seconds_by_phase = seconds_by_phase
@@ -223,6 +238,11 @@ class _CoreCollector(Collector):
             yield counter
         if self._core.ready is not None:
             yield self._cache_config(self._core.ready)
+            yield self._gauge(
+                "quire_max_num_seqs",
+                "Sequences in one step, at most.",
+                self._core.ready.max_num_seqs,
+            )
 
     def _gauge(self, name: str, what: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, what, labels=LABELS)

@@ -1,6 +1,7 @@
 """vLLM's names and labels, and values that agree with what was done."""
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ NAMES = (
     "vllm:request_success_total", "vllm:time_to_first_token_seconds_count",
     "vllm:inter_token_latency_seconds_count", "vllm:request_queue_time_seconds_count",
     "vllm:e2e_request_latency_seconds_count", "quire_startup_seconds", "quire_step_tokens_count",
-    "quire_requests_aborted_total",
+    "quire_requests_aborted_total", "quire_metrics_time_seconds", "quire_max_num_seqs",
 )  # fmt: skip
 
 
@@ -46,6 +47,20 @@ def test_fine_buckets_begin_at_a_millisecond(server: Any) -> None:
     text = server.get("/metrics").text
     for name in ("vllm:inter_token_latency_seconds", "vllm:request_queue_time_seconds"):
         assert re.search(rf'{name}_bucket{{[^}}]*le="0.001"', text)
+
+
+def test_a_page_says_when_it_was_made(server: Any) -> None:
+    before = time.time()
+    first = server.metric("quire_metrics_time_seconds")
+    second = server.metric("quire_metrics_time_seconds")
+    assert before <= first < second <= time.time()
+
+
+def test_each_page_has_its_own_time() -> None:
+    metrics = Metrics("m", wall=iter([1_795_000_000.25, 1_795_000_005.5]).__next__)
+    pages = [metrics.exposition().decode() for _ in range(2)]
+    times = [re.search(r"^quire_metrics_time_seconds (\S+)$", page, re.M) for page in pages]
+    assert [float(found[1]) for found in times if found] == [1_795_000_000.25, 1_795_000_005.5]
 
 
 def test_start_up_is_told_by_phase(server: Any) -> None:
