@@ -21,22 +21,19 @@ from quire_operator.names import Key
 from quire_operator.scaling import (
     Decision,
     Observation,
-    PodLoad,
     ScalingConfig,
-    Ttft,
     decide,
     remember,
 )
-from quire_operator.scaling_config import TTFT_WINDOW_ROUNDS, MinimumNow, config_of
-from quire_operator.scaling_histogram import HistogramWindow, merged, quantile
+from quire_operator.scaling_config import GAP_ROUNDS, TTFT_WINDOW_ROUNDS, MinimumNow, config_of
 from quire_operator.scaling_history import History
+from quire_operator.scaling_pods import PodMemory, Said
 from quire_operator.scraper import Missing, PodMetrics
 from quire_operator.settings import Settings
 from quire_operator.world import PodEndpoint, ScalingReport, Snapshot
 
 logger = logging.getLogger(__name__)
 
-TTFT_QUANTILE = 0.95
 BLIND_ROUNDS = 2  # one lost scrape is noise, the second in a row is reported
 WRITE_SHOWS_ROUNDS = 3  # within which the watch brings our own write back
 SLICE = 16  # services started at a time
@@ -63,9 +60,9 @@ WriteScale = Callable[[Key, int], Awaitable[None]]
 class _State:
     """What the loop keeps of one service."""
 
+    pods: PodMemory
     history: History = field(default_factory=History)
     minimum: MinimumNow = field(default_factory=MinimumNow)
-    ttft: dict[str, HistogramWindow] = field(default_factory=dict)  # by pod name
     blind_rounds: int = 0
     written: tuple[int, int, float] | None = None  # our last write: from, to, believed until
     dry_run_to: int | None = None  # the last dry decision that was recorded
@@ -134,30 +131,32 @@ class ScalingLoop:
         if view is None or view.deleting:
             return
         self._metrics.replicas(*key, desired=view.replicas, ready=len(view.ready_pods))
-        state = self._states.setdefault(key, _State())
+        if key not in self._states:
+            self._states[key] = self._new_state()
+        state = self._states[key]
         if view.spec.scaling.mode != "builtin":
-            self._states[key] = _State()  # another's history is not ours to conclude from
+            self._states[key] = self._new_state()  # another's history is not ours to conclude from
             return
         config = config_of(view.spec, state.minimum(view.spec, self._wall_clock()), self._interval)
         answers = await self._ask(view.ready_pods)
-        observation = self._observe(view, state, answers)
-        decision = decide(config, state.history, observation)
+        said = state.pods.hear(self._clock(), answers, view.starting)
+        decision = decide(config, state.history, self._observe(view, state, said))
         applied, refusal = await self._follow(key, decision, state)
         state.history = remember(config, state.history, decision, applied=applied)
-        self._count(key, decision, answers)
-        self._tell(
-            key, config, decision, state, _missing(view.ready_pods, answers), applied, refusal
-        )
+        self._count(key, decision, said, len(answers))
+        self._tell(key, config, decision, state, said.missing, applied, refusal)
 
-    async def _ask(self, pods: Sequence[PodEndpoint]) -> list[PodMetrics | Missing]:
+    def _new_state(self) -> _State:
+        window, doubt = TTFT_WINDOW_ROUNDS * self._interval, GAP_ROUNDS * self._interval
+        return _State(PodMemory(window, doubt))
+
+    async def _ask(self, pods: Sequence[PodEndpoint]) -> dict[str, PodMetrics | Missing]:
         urls = [scraper.metrics_url(pod.ip, pod.port) for pod in pods]
-        return list(await asyncio.gather(*(self._scrape(url) for url in urls)))
+        answers = await asyncio.gather(*(self._scrape(url) for url in urls))
+        return {pod.name: answer for pod, answer in zip(pods, answers, strict=True)}
 
-    def _observe(
-        self, view: Snapshot, state: _State, answers: list[PodMetrics | Missing]
-    ) -> Observation:
+    def _observe(self, view: Snapshot, state: _State, said: Said) -> Observation:
         now = self._clock()
-        loads = tuple(answer.load for answer in answers if isinstance(answer, PodMetrics))
         return Observation(
             now=now,
             replicas=_replicas(view, state, now),
@@ -166,40 +165,12 @@ class ScalingLoop:
             pending=view.pending,
             unschedulable=view.unschedulable,
             draining=view.draining,
-            loads=loads,
-            ttft=self._ttft(view, state, answers, loads, now),
+            loads=said.loads,
+            doubtful=said.doubtful,
+            ttft=said.ttft,
             activated=view.activated,
             gateway_ready=view.gateway_ready,
         )
-
-    def _ttft(
-        self,
-        view: Snapshot,
-        state: _State,
-        answers: list[PodMetrics | Missing],
-        loads: tuple[PodLoad, ...],
-        now: float,
-    ) -> Ttft | None:
-        """p95 over the window; None when a pod that answered has no histogram, or when requests
-        wait and none of them got a token in all that time."""
-        windows: dict[str, HistogramWindow] = {}
-        histograms = []
-        for pod, answer in zip(view.ready_pods, answers, strict=True):
-            fresh = HistogramWindow(TTFT_WINDOW_ROUNDS * self._interval)
-            window = windows[pod.name] = state.ttft.get(pod.name, fresh)
-            if isinstance(answer, PodMetrics):
-                if answer.ttft is not None:
-                    window.add(now, answer.ttft)
-                histograms.append(None if answer.ttft is None else window.recent())
-        state.ttft = windows
-        known = [histogram for histogram in histograms if histogram is not None]
-        total = merged(known)
-        if total is None or len(known) < len(histograms):
-            return None
-        p95 = quantile(TTFT_QUANTILE, total)
-        if p95 is not None:
-            return Ttft(p95, total.total)
-        return None if any(load.waiting for load in loads) else Ttft(0.0, 0)
 
     async def _follow(self, key: Key, decision: Decision, state: _State) -> tuple[bool, str | None]:
         """(replicas were moved, why not if the API server refused)."""
@@ -219,9 +190,8 @@ class ScalingLoop:
         state.written = (decision.from_replicas, decision.to_replicas, until)
         return True, None
 
-    def _count(self, key: Key, decision: Decision, answers: list[PodMetrics | Missing]) -> None:
-        num_missing = sum(isinstance(answer, Missing) for answer in answers)
-        self._metrics.scraped(len(answers) - num_missing, num_missing)
+    def _count(self, key: Key, decision: Decision, said: Said, num_asked: int) -> None:
+        self._metrics.scraped(len(said.loads), num_asked - len(said.loads))
         if decision.complete:
             self._metrics.complete(*key)
 
@@ -275,16 +245,6 @@ def _is_new_dry_decision(decision: Decision, state: _State) -> bool:
     is_new = decision.changed and decision.to_replicas != state.dry_run_to
     state.dry_run_to = decision.to_replicas if decision.changed else state.dry_run_to
     return is_new
-
-
-def _missing(
-    pods: Sequence[PodEndpoint], answers: Sequence[PodMetrics | Missing]
-) -> tuple[str, ...]:
-    return tuple(
-        f"pod {pod.name} {answer.why}"
-        for pod, answer in zip(pods, answers, strict=True)
-        if isinstance(answer, Missing)
-    )
 
 
 async def run(

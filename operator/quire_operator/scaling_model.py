@@ -92,9 +92,9 @@ class Observation:
 
     ready: they serve; starting: on a node, not ready yet; pending: no node yet, or not created
     yet; unschedulable: no node takes them; draining: on their way out, no capacity, and their load
-    is not counted. loads: the ready pods that answered this round (silent, stale and nonsensical
-    ones are simply not in it); doubtful: answering pods whose numbers may raise but not lower, as
-    they began anew a moment ago; ttft: None when it cannot be known. replicas: spec.replicas.
+    is not counted. replicas: spec.replicas. loads: the ready pods that answered this round (silent,
+    stale and nonsensical ones are simply not in it); doubtful: pods that began anew or were lost a
+    moment ago, so that the numbers may raise but not lower; ttft: None when it cannot be known;
     activated: somebody holds requests for the service; gateway_ready: somebody would, at zero.
     """
 

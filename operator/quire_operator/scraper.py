@@ -21,7 +21,10 @@ WAITING = b"vllm:num_requests_waiting"
 RUNNING = b"vllm:num_requests_running"
 KV_USAGE = b"vllm:kv_cache_usage_perc"
 TTFT_BUCKET = b"vllm:time_to_first_token_seconds_bucket"
+ENDED = b"vllm:request_success_total"  # of every finished_reason, aborted ones among them
+STARTED = b"process_start_time_seconds"
 SLOTS = b"quire_max_num_seqs"  # ours only: vLLM does not say how many requests it runs at once
+PAGE_TIME = b"quire_metrics_time_seconds"  # ours only
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 _NO_ACCEPT_ENCODING = {"Accept": "text/plain", "Accept-Encoding": "identity"}
@@ -32,10 +35,17 @@ _LE = re.compile(rb'(?:^|,)\s*le="([^"\\]+)"')
 
 @dataclass(frozen=True, slots=True)
 class PodMetrics:
-    """What one pod said. `ttft` is None where the page has no sound histogram of it."""
+    """What one pod said; None where the page does not have it.
+
+    ttft: histogram since the process started; ended: requests that have ended, likewise;
+    started: when that was; made: when the page was made (both epoch seconds by the pod's clock).
+    """
 
     load: PodLoad
     ttft: Histogram | None
+    ended: float | None = None
+    started: float | None = None
+    made: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,8 @@ def parse(body: bytes) -> PodMetrics | Missing:
         usage = _values(page, KV_USAGE)
         slots = _gauge(page, SLOTS)
         ttft = _histogram(page, TTFT_BUCKET)
+        ended = _gauge(page, ENDED)
+        started, made = _values(page, STARTED), _values(page, PAGE_TIME)
     except ValueError as error:
         return Missing(f"answered garbage: {error}")
     if waiting is None and running is None and not usage:
@@ -64,7 +76,7 @@ def parse(body: bytes) -> PodMetrics | Missing:
         kv_cache_utilization=max(usage, default=None),
         slots=None if slots is None else int(slots),
     )
-    return PodMetrics(load, ttft)
+    return PodMetrics(load, ttft, ended, max(started, default=None), max(made, default=None))
 
 
 def _gauge(page: bytes, name: bytes) -> float | None:

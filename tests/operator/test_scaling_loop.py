@@ -62,6 +62,7 @@ class FakeFleet:
     deleting: set[Key] = field(default_factory=set)
     activated: bool = False
     gateway_ready: bool = False
+    starting: tuple[str, ...] = ()
     writes: list[tuple[Key, int]] = field(default_factory=list)
     reports: list[tuple[Key, ScalingReport]] = field(default_factory=list)
     error: Exception | None = None
@@ -86,6 +87,7 @@ class FakeFleet:
                 for name in (f"{key.name}-{i}" for i in range(ready))
             ),
             pending=max(0, replicas - ready),
+            starting=self.starting,
             activated=self.activated,
             gateway_ready=self.gateway_ready,
             unschedulable=0,
@@ -339,14 +341,116 @@ async def test_ttft_rises_while_the_queue_is_short() -> None:
     assert decision.inputs["ttftP95Seconds"] == "1.95"
 
 
-async def test_a_restarted_pods_counters_make_no_ttft() -> None:
-    world = bench(targets={"ttftSeconds": 0.5})
+async def test_a_restarted_pods_counters_make_no_ttft_and_no_step_down() -> None:
+    world = bench(targets={"ttftSeconds": 0.5}, scaleDown={"stabilizationSeconds": 10})
+    world.fleet.replicas[CHAT] = 2
     bounds = (0.1, 2.0, float("inf"))
-    for counts in ((0, 900, 900), (0, 0, 0), (1, 1, 1)):
+    world.load(waiting=7, pods=("chat-0", "chat-1"))  # 14 on two: one could not hold them
+    for counts in ((0, 900, 900), (0, 900, 900), (0, 0, 0)):
         world.answers["chat-0"] = PodMetrics(IDLE.load, Histogram(bounds, counts))
         await world.rounds(1)
+    world.answers.clear()
+    await world.rounds(1)
+    assert (world.last.status, world.last.reason) == ("False", "MetricsPartial")
+    assert world.last.message == (
+        "2 of 2 ready pods gave metrics; pod chat-0 has begun anew: its counters started over. "
+        "Not scaling down below 2 replicas"
+    )
+    await world.rounds(2)
+    assert (world.last.status, world.last.reason) == ("True", "Active")
+    await world.rounds(1)
     assert world.fleet.writes == []
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 1)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Missing("did not answer within 3 s"), "pod chat-1 did not answer within 3 s"),
+        (Missing("answered garbage: x is y"), "pod chat-1 answered garbage: x is y"),
+        (replace(IDLE, made=5.0), "pod chat-1 answers an old page"),
+        (replace(IDLE, started=2.0), "pod chat-1 has begun anew"),
+        (None, "pod chat-1 was ready and is not any more"),
+    ],
+)
+async def test_each_fault_of_one_pod_is_told_within_15_s_and_shrinks_nothing(
+    fault: PodMetrics | Missing | None, words: str
+) -> None:
+    """The window is over and one pod could hold the load when the fault begins."""
+    world = bench(scaleDown={"stabilizationSeconds": 0})
+    world.fleet.specs[CHAT] = spec(minReplicas=2, scaleDown={"stabilizationSeconds": 0})
+    world.fleet.replicas[CHAT] = 2
+    sound = replace(IDLE, started=1.0)
+    world.answers["chat-1"] = sound
+    await world.rounds(3)
+    world.answers["chat-1"] = replace(sound, made=5.0)
+    await world.rounds(1)
+    world.fleet.specs[CHAT] = spec(scaleDown={"stabilizationSeconds": 0})
+    began = world.clock.now
+    told = None
+    if fault is None:
+        world.fleet.ready[CHAT], world.fleet.starting = 1, ("chat-1",)
+    else:
+        world.answers["chat-1"] = fault
+    for _ in range(3):
+        await world.rounds(1)
+        if told is None and world.last.status == "False":
+            told = world.clock.now - INTERVAL - began
+            assert words in world.last.message
+    assert told is not None
+    assert told + 3.0 + INTERVAL <= 15.0, "a round and a scrape's deadline after the fault began"
+    assert world.fleet.writes == []
+    world.fleet.ready.clear()
+    world.fleet.starting = ()
+    for round_ in range(4):
+        world.answers["chat-1"] = replace(sound, made=100.0 + round_, started=1.0)
+        await world.rounds(1)
+    world.answers["chat-1"] = IDLE
+    await world.rounds(5)
     assert world.last.status == "True"
+    assert world.fleet.writes == [(CHAT, 1)]
+
+
+async def test_requests_between_two_rounds_keep_a_service_awake() -> None:
+    world = bench(idleSecondsToZero=30)
+    world.fleet.gateway_ready = True
+    for ended in range(20):
+        world.answers["chat-0"] = replace(IDLE, ended=float(ended // 4))
+        await world.rounds(1)
+    assert world.fleet.writes == []
+    await world.rounds(5)
+    assert world.fleet.writes == [(CHAT, 0)]
+    assert world.last.reason == "Asleep"
+    (decision,) = world.decisions()
+    assert decision.reason == "Idle: no request for 30 s"
+    await world.rounds(5)
+    assert (world.last.status, world.last.reason) == ("True", "Asleep")
+    world.fleet.activated = True
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 0), (CHAT, 1)]
+
+
+async def test_without_a_counter_of_requests_it_never_sleeps_and_says_so() -> None:
+    world = bench(idleSecondsToZero=30)
+    world.fleet.gateway_ready = True
+    await world.rounds(30)
+    assert world.fleet.writes == []
+    assert "no data for requests ended" in world.last.message
+
+
+async def test_without_a_gateway_it_never_sleeps_and_says_so_when_it_matters() -> None:
+    world = bench(idleSecondsToZero=30)
+    world.answers["chat-0"] = replace(IDLE, ended=7.0)
+    await world.rounds(5)
+    assert world.last.status == "True"
+    await world.rounds(10)
+    assert world.fleet.writes == []
+    assert (world.last.status, world.last.reason) == ("False", "NoGateway")
+    assert world.last.message == (
+        "No request for 30 s, but no gateway is ready to hold the next one: not below minReplicas, "
+        "which is 1; install quire's gateway, or unset idleSecondsToZero"
+    )
 
 
 async def test_requests_that_wait_without_any_first_token_are_no_good_ttft() -> None:

@@ -22,6 +22,10 @@ vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 3.0
 vllm:num_requests_running{engine="0",model_name="chat"} 16.0
 vllm:kv_cache_usage_perc{engine="0",model_name="chat"} 0.25
 quire_max_num_seqs 16.0
+vllm:request_success_total{engine="0",finished_reason="stop",model_name="chat"} 3.0
+vllm:request_success_total{engine="0",finished_reason="abort",model_name="chat"} 2.0
+process_start_time_seconds 1.795e+09
+quire_metrics_time_seconds 1.7950000255e+09
 vllm:time_to_first_token_seconds_bucket{engine="0",le="0.1",model_name="chat"} 1.0
 vllm:time_to_first_token_seconds_bucket{engine="0",le="1.0",model_name="chat"} 3.0
 vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="chat"} 4.0
@@ -51,6 +55,8 @@ def test_a_page_of_the_engines() -> None:
     assert metrics.ttft is not None
     assert metrics.ttft.bounds == (0.1, 1.0, float("inf"))
     assert metrics.ttft.counts == (1, 3, 4)
+    assert metrics.ended == 5.0
+    assert (metrics.started, metrics.made) == (1_795_000_000.0, 1_795_000_025.5)
 
 
 def test_what_the_client_library_writes_is_read() -> None:
@@ -79,7 +85,8 @@ def test_several_engines_in_one_pod_add_up_and_the_fullest_cache_counts() -> Non
 
 
 def test_a_page_without_end_of_line_and_without_labels() -> None:
-    assert parsed(b"vllm:num_requests_waiting 2").load == PodLoad(2.0, None, None)
+    metrics = parsed(b"vllm:num_requests_waiting 2")
+    assert metrics == PodMetrics(PodLoad(2.0, None, None), None)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +107,8 @@ def test_a_page_without_end_of_line_and_without_labels() -> None:
         (PAGE.replace(b'le="0.1",', b""), "bucket has no le"),
         (PAGE.replace(b'le="0.1"', b'le="x"'), "garbage"),
         (PAGE.replace(b'le="0.1"', b'le="NaN"'), "no cumulative histogram"),
+        (PAGE.replace(b"1.7950000255e+09", b"now"), "garbage: quire_metrics_time_seconds is now"),
+        (PAGE.replace(b"} 2.0\nprocess", b"} -2\nprocess"), "request_success_total is -2"),
         (bytes(range(256)) * 100, "answered without"),
     ],
 )  # fmt: skip
