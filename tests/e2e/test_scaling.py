@@ -50,7 +50,7 @@ def test_a_burst_doubles_a_step_settles_and_goes_back_to_one(service: Scaled) ->
         service.wait_replicas(4, scaled.START_SECONDS)
         ups = list(itertools.takewhile(_is_up, service.decisions()))
         service.wait_ready(4)
-        time.sleep(DOWN_SECONDS)
+        kube.sleep(DOWN_SECONDS)
         assert service.replicas() == 4, "it did not stay where it had settled"
         result = load.stop()
     assert result.errors == ()

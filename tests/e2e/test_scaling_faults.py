@@ -99,7 +99,7 @@ def _hold_and_recover(
         said = pair.wait_condition("False", TOLD_SECONDS + began - time.monotonic())
         assert victim["metadata"]["name"] in said["message"]
         pair.scale_by(**_scaling(minimum=1))
-        time.sleep(HOLD_SECONDS)
+        kube.sleep(HOLD_SECONDS)
         assert pair.replicas() == 2, "it shrank on what it did not know"
         assert pair.condition()["status"] == "False"
         pair.scale_by(**_scaling(minimum=2))  # keeps the pair for the next fault

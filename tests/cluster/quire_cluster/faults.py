@@ -121,8 +121,13 @@ def _inside(pod: kube.Json) -> list[str]:
 
 def kill_engine(pod: kube.Json) -> None:
     """End the engine as the kernel would, at once; the kubelet restarts it."""
-    [engine] = [process for process in _processes(pod) if _is_first(process)]
-    os.kill(engine, signal.SIGKILL)
+    os.kill(first_process(pod), signal.SIGKILL)
+
+
+def first_process(pod: kube.Json) -> int:
+    """The id, on this host, of the one program that the pod runs."""
+    [first] = [process for process in _processes(pod) if _is_first(process)]
+    return first
 
 
 def _is_first(process: int) -> bool:

@@ -3,6 +3,8 @@ install it.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from quire_cluster import kube
@@ -45,6 +47,16 @@ def command(*more: str) -> list[str]:
 def upgrade(*more: str) -> None:
     """Install it, or change the values that it runs with."""
     run(command(*more), folder=ROOT)
+
+
+@contextmanager
+def values(*more: str) -> Iterator[None]:
+    """These values over ours for a while."""
+    upgrade(*more)
+    try:
+        yield
+    finally:
+        upgrade()
 
 
 def uninstall() -> None:

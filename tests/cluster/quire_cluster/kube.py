@@ -41,6 +41,11 @@ def get(kind: str, name: str, namespace: str | None = None) -> Json:
     return json.loads(text) if text.strip() else None
 
 
+def raw(path: str) -> Json:
+    """What the API server answers to a GET of this path."""
+    return json.loads(kubectl("get", f"--raw={path}"))
+
+
 def items(kind: str, namespace: str | None = None, selector: str = "") -> list[Json]:
     args = ("--selector", selector) if selector else ()
     found: list[Json] = json.loads(kubectl("get", kind, *args, "-o", "json", namespace=namespace))[
@@ -69,6 +74,11 @@ def wait_until(condition: Callable[[], T | None], seconds: float, what: str) -> 
             last = error
         time.sleep(POLL_SECONDS)
     raise NotReadyError(f"waited {seconds:.0f} s for {what}; last seen: {last}")
+
+
+def sleep(seconds: float) -> None:
+    """Let real time pass, where a test shows that nothing happens in it."""
+    time.sleep(seconds)
 
 
 def condition(service: Json, kind: str = "Ready") -> Json:

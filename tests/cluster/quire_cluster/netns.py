@@ -263,6 +263,7 @@ class NetnsCluster:
             "QUIRE_REGISTRY": network.REGISTRY,
             "QUIRE_HUB_ADDRESS": f"{network.NODE_ADDRESS}:{network.HUB_PORT}",
             "QUIRE_AUDIT_LOG": str(self._layout.audit_log),
+            "QUIRE_PKI": str(self._layout.pki),
             **image_environment(self._layout),
             **keda.environment(self._binaries),
         }

@@ -54,7 +54,7 @@ def create(folder: Path) -> None:
     for authority in ("ca", "front-proxy-ca"):
         _authority(staging, authority)
     for identity in IDENTITIES:
-        _certificate(staging, identity)
+        sign(staging, identity, staging)
         if identity.kubeconfig:
             text = kubeconfig(
                 ca=(staging / "ca.crt").read_bytes(),
@@ -104,11 +104,12 @@ def _authority(folder: Path, name: str) -> None:
          "-subj", f"/CN=quire-{name}", "-out", f"{folder}/{name}.crt"])  # fmt: skip
 
 
-def _certificate(folder: Path, identity: Identity) -> None:
-    base = folder / identity.name
+def sign(folder: Path, identity: Identity, out: Path) -> None:
+    """`<out>/<name>.key` and `.crt`, signed by an authority of `folder`."""
+    base = out / identity.name
     _key(base.with_suffix(".key"))
     request = run(["openssl", "req", "-new", "-key", f"{base}.key", "-subj", identity.subject])
-    extensions = folder / "extensions"
+    extensions = out / "extensions"
     extensions.write_text(
         f"subjectAltName={_API_SERVER_NAMES}\nextendedKeyUsage=serverAuth,clientAuth\n"
     )

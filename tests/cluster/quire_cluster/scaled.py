@@ -13,10 +13,10 @@ START_SECONDS = 120
 _AUTOSCALERS = ("horizontalpodautoscalers", "scaledobjects.keda.sh")
 
 
-def manifest(**spec: kube.Json) -> kube.Json:
-    """The service `chat` with two slots an engine, so that a handful of callers make a queue."""
+def manifest(name: str = "chat", **spec: kube.Json) -> kube.Json:
+    """A service with two slots an engine, so that a handful of callers make a queue."""
     small = {"engine": {"maxNumSeqs": 2}, "resources": {"gpus": 0, "memory": "2Gi"}}
-    return serving.manifest("chat", **small, **spec)
+    return serving.manifest(name, **small, **spec)
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,13 @@ class Scaled:
         ]
 
     def autoscalers(self) -> list[str]:
-        """`Kind/name` of every autoscaler in the namespace; those of KEDA's where it is there."""
+        """`Kind/name` of everything that could scale it, KEDA's own HPA among it."""
+        names = {self.name, f"keda-hpa-{self.name}"}
         return [
             f"{item['kind']}/{item['metadata']['name']}"
             for kind in _AUTOSCALERS
             for item in _items_of(kind, self.namespace)
+            if item["metadata"]["name"] in names
         ]
 
     def wait_replicas(self, replicas: int, seconds: float) -> None:
@@ -123,7 +125,7 @@ def _items_of(kind: str, namespace: str) -> list[kube.Json]:
 def burst(service: Scaled, num_callers: int, limit_seconds: float = 180) -> Iterator[serving.Burst]:
     """Callers that ask all the while; ended and waited for on the way out."""
     with serving.connect(service.namespace, service.name) as client:
-        load = serving.Burst(client, num_callers, limit_seconds)
+        load = serving.Burst(client, num_callers, limit_seconds, service.name)
         try:
             yield load
         finally:

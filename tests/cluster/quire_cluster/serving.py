@@ -90,8 +90,11 @@ class BurstResult:
 class Burst:
     """Callers that each ask, wait for the answer and ask again until `stop` or the limit."""
 
-    def __init__(self, client: openai.OpenAI, num_callers: int, limit_seconds: float) -> None:
+    def __init__(
+        self, client: openai.OpenAI, num_callers: int, limit_seconds: float, model: str = "chat"
+    ) -> None:
         self._client = client
+        self._model = model
         self._deadline = time.monotonic() + limit_seconds
         self._started = time.monotonic()
         self._stopping = False
@@ -102,7 +105,7 @@ class Burst:
         num_answered, errors = 0, []
         while not self._stopping and time.monotonic() < self._deadline:
             try:
-                ask(self._client, f"Count from {caller} upwards.", max_tokens=48)
+                ask(self._client, f"Count from {caller} upwards.", self._model, max_tokens=48)
                 num_answered += 1
             except openai.OpenAIError as error:
                 errors.append(f"caller {caller}: {error}")
