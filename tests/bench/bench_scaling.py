@@ -132,7 +132,7 @@ def _address(service: kube.Json) -> kube.Json:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": metadata["name"], "ownerReferences": [owner], "labels": labels},
-        "spec": {"clusterIP": "None", "selector": labels, "ports": [{"name": "http", "port": 80}]},
+        "spec": {"clusterIP": "None"},
     }
 
 

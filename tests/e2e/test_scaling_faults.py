@@ -72,6 +72,7 @@ def test_a_page_that_stands_still(pair: Scaled, operators: list[str]) -> None:
 
 def test_a_restart(pair: Scaled) -> None:
     """Counters begin again at 0: no reason to shrink, and no negative rate afterwards."""
+    pair.wait_condition("True", 30)
     [victim, _] = pair.pods()
     began = time.monotonic()
     faults.kill_engine(victim)
@@ -81,6 +82,8 @@ def test_a_restart(pair: Scaled) -> None:
     kube.wait_until(lambda: _restarts(pair) == 1, 30, "the kubelet to restart the engine")
     kube.wait_until(lambda: pair.ready_replicas() == 2, 60, "the engine to be back")
     assert pair.replicas() == 2
+    pair.scale_by(**_scaling(minimum=2))
+    pair.wait_condition("True", 60)
 
 
 def test_once_the_metrics_are_back_the_idle_replica_goes(pair: Scaled) -> None:
@@ -93,6 +96,7 @@ def _hold_and_recover(
     pair: Scaled, fault: Callable[[kube.Json], AbstractContextManager[None]]
 ) -> kube.Json:
     """What condition Scaling said of the fault."""
+    pair.wait_condition("True", 30)
     [victim, _] = pair.pods()
     began = time.monotonic()
     with fault(victim):
