@@ -39,9 +39,13 @@ BASIS = (Annotate, JoinClaim)
 """What later actions stand on: a Job goes once its end is recorded, pods come up on our claim."""
 
 
-async def scale(client: Api, key: Key, replicas: int) -> None:
-    """Writes spec.replicas through /scale, as an autoscaler would. Raises NotLeader, ApiError."""
-    body = {"spec": {"replicas": replicas}}
+async def scale(client: Api, key: Key, replicas: int, resource_version: str = "") -> None:
+    """Writes spec.replicas through /scale, as an autoscaler would. With `resource_version` only
+    over that state of the service: another may be its writer since. Raises NotLeader, Conflict,
+    ApiError."""
+    body: Manifest = {"spec": {"replicas": replicas}}
+    if resource_version:
+        body["metadata"] = {"resourceVersion": resource_version}
     await client.patch(
         SERVICE_KIND, key.namespace, key.name, body, names.MANAGER_SCALER, subresource="scale"
     )

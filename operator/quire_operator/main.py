@@ -29,6 +29,7 @@ from quire_operator.names import Key
 from quire_operator.observe import Defaults
 from quire_operator.progress import ProgressReader
 from quire_operator.queue import WorkQueue
+from quire_operator.readings import Readings
 from quire_operator.reconcile import Reconciler
 from quire_operator.settings import Settings
 from quire_operator.sweep import Sweeper
@@ -111,6 +112,7 @@ class Operator:
         self.queue = WorkQueue()
         self.world = World(self.queue.add)
         self.metrics = metrics.Metrics()
+        self.readings = Readings()
         unguarded = KubeClient(transport, write_seconds=settings.lease_seconds / 3.0)
         self.leader = Leader(
             unguarded,
@@ -177,9 +179,18 @@ class Operator:
     def _background(self) -> list[Coroutine[Any, Any, None]]:
         workers = [self.queue.work(self._reconcile) for _ in range(self.settings.workers)]
         scaling = scaling_loop.run(
-            self.world, self.client, self.settings, self.leader, self.metrics
+            self.world,
+            self.client,
+            self.settings,
+            self.leader,
+            self.metrics,
+            self.readings,
+            on_start=self._wake_sleepers,
         )
         return [self.leader.run(), self.sweeper.run(), self._gauge(), scaling, *workers]
+
+    def _wake_sleepers(self, loop: scaling_loop.ScalingLoop) -> None:
+        self.world.on_activation = loop.hurry
 
     async def _reconcile(self, key: Key) -> float | None:
         self._busy[key] = time.monotonic()

@@ -31,6 +31,8 @@ class Reading:
     kv_cache_utilization: float | None = None
     """Mean over the pods, 0 to 1."""
     ttft_p95_seconds: float | None = None
+    idle: bool | None = None
+    """No request runs, waits, is held or came since the round before; None when not known."""
     idle_since: float | None = None
     """Seconds on the monotonic clock since when, without a gap, every round was complete and found
     nothing running, nothing waiting and no request arrived. None: not idle, or not known to be."""

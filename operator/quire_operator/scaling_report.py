@@ -39,6 +39,14 @@ def refused(decision: Decision, error: str) -> ScalingReport:
     )
 
 
+def not_alone(other: str) -> ScalingReport:
+    """An autoscaler of the service still exists, which may write replicas too."""
+    message = (
+        f"{other} still exists and may set replicas; the operator's scaler waits until it is gone"
+    )
+    return ScalingReport(None, "False", "OtherAutoscaler", message)
+
+
 def _condition(
     config: ScalingConfig, decision: Decision, missing: tuple[str, ...]
 ) -> tuple[ConditionStatus, str, str]:

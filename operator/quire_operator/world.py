@@ -52,6 +52,7 @@ class Snapshot:
     """Pods that no node takes."""
     deleting: bool
     uid: str = ""
+    resource_version: str = ""
     starting: tuple[str, ...] = ()
     """Names of pods that have a node and are not ready, or not any more."""
     draining: int = 0
@@ -204,6 +205,7 @@ class World:
             unschedulable=unschedulable,
             deleting=service.meta.deleting,
             uid=service.meta.uid,
+            resource_version=service.meta.resource_version,
             starting=starting,
             draining=len(alive) - len(present),
         )

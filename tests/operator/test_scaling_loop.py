@@ -9,10 +9,11 @@ import pytest
 from aiohttp import web
 
 from quire_operator import api
-from quire_operator.errors import Denied, NotFound, NotLeader
+from quire_operator.errors import Conflict, Denied, NotFound, NotLeader
 from quire_operator.kinds import SERVICE_KIND, Kind, Manifest
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
+from quire_operator.readings import Reading, Readings
 from quire_operator.scaling import PodLoad
 from quire_operator.scaling_histogram import Histogram
 from quire_operator.scaling_loop import ScalingLoop, run
@@ -22,6 +23,7 @@ from quire_operator.world import PodEndpoint, ScalingReport, Snapshot
 
 CHAT = Key("team", "chat")
 INTERVAL = 5.0
+TTFT = [Histogram((1.0, float("inf")), (count, count)) for count in (0.0, 20.0)]
 IDLE = PodMetrics(PodLoad(0.0, 0.0, 0.0), Histogram((1.0, float("inf")), (0.0, 0.0)))
 
 
@@ -60,6 +62,7 @@ class FakeFleet:
     ready: dict[Key, int] = field(default_factory=dict)
     address: tuple[str, int] | None = None  # of every pod; None: its name, which only fakes know
     deleting: set[Key] = field(default_factory=set)
+    other_writer: str | None = None
     activated: bool = False
     gateway_ready: bool = False
     starting: tuple[str, ...] = ()
@@ -87,9 +90,12 @@ class FakeFleet:
                 for name in (f"{key.name}-{i}" for i in range(ready))
             ),
             pending=max(0, replicas - ready),
+            uid=f"uid-{key.name}",
+            resource_version="7",
             starting=self.starting,
             activated=self.activated,
             gateway_ready=self.gateway_ready,
+            other_writer=self.other_writer,
             unschedulable=0,
             deleting=key in self.deleting,
         )
@@ -105,16 +111,23 @@ class FakeFleet:
 
 
 class FakeClient:
-    """Takes the one write that the scaler makes."""
+    """Takes the writes that the scaler makes."""
 
     def __init__(self, fleet: FakeFleet) -> None:
         self._fleet = fleet
         self.managers: list[str] = []
+        self.events: list[Manifest] = []
+
+    async def create(self, manifest: Manifest, manager: str) -> Manifest:
+        self.managers.append(manager)
+        self.events.append(manifest)
+        return manifest
 
     async def patch(
         self, kind: Kind, namespace: str, name: str, body: Manifest, manager: str, **options: object
     ) -> Manifest:
         assert (kind, options) == (SERVICE_KIND, {"subresource": "scale"})
+        assert body["metadata"] == {"resourceVersion": "7"}
         self.managers.append(manager)
         await self._fleet.scale(Key(namespace, name), body["spec"]["replicas"])
         return {}
@@ -135,6 +148,9 @@ class Bench:
     leader: FakeLeader = field(default_factory=FakeLeader)
     asked: list[str] = field(default_factory=list)
     scrape: Callable[[str], Awaitable[PodMetrics | Missing]] | None = None
+    events: list[Manifest] = field(default_factory=list)
+    event_error: Exception | None = None
+    readings: Readings = field(default_factory=Readings)
 
     def __post_init__(self) -> None:
         self.metrics = Metrics(self.clock)
@@ -148,7 +164,18 @@ class Bench:
             clock=self.clock,
             sleep=self.clock.sleep,
             wall_clock=self.clock.wall,
+            readings=self.readings,
+            post=self._post,
         )
+
+    async def _post(self, event: Manifest) -> None:
+        if self.event_error is not None:
+            raise self.event_error
+        self.events.append(event)
+
+    def told(self) -> list[tuple[str, str]]:
+        """Type and reason of each Event."""
+        return [(event["type"], event["reason"]) for event in self.events]
 
     async def _scrape(self, url: str) -> PodMetrics | Missing:
         self.asked.append(url)
@@ -251,7 +278,10 @@ async def test_every_replica_scrapes_and_the_leader_alone_writes() -> None:
     assert world.fleet.writes == [(CHAT, 2)]
 
 
-@pytest.mark.parametrize("error", [NotLeader("lost"), NotFound(404, "PATCH", "gone")])
+@pytest.mark.parametrize(
+    "error",
+    [NotLeader("lost"), NotFound(404, "PATCH", "gone"), Conflict(409, "PATCH", "it changed")],
+)
 async def test_a_write_that_came_too_late_is_no_decision(error: Exception) -> None:
     world = bench()
     world.fleet.error = error
@@ -535,11 +565,195 @@ async def test_a_schedule_that_is_not_understood_is_told_and_nothing_shrinks() -
     assert world.last.status == "True"
 
 
+async def test_every_move_is_an_event_of_the_leaders() -> None:
+    world = bench(idleSecondsToZero=30, scaleDown={"stabilizationSeconds": 10})
+    world.fleet.gateway_ready = True
+    world.answers["chat-1"] = replace(IDLE, ended=1.0)
+    world.answers["chat-0"] = replace(IDLE, ended=1.0, load=PodLoad(24.0, 8.0, 0.5))
+    world.leader.is_leader = False
+    await world.rounds(1)
+    assert world.events == []
+    world.leader.is_leader = True
+    await world.rounds(1)
+    (event,) = world.events
+    assert event == {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": event["metadata"]["name"], "namespace": "team"},
+        "involvedObject": {
+            "apiVersion": "serving.quire.dev/v1alpha1",
+            "kind": "InferenceService",
+            "name": "chat",
+            "namespace": "team",
+            "uid": "uid-chat",
+        },
+        "type": "Normal",
+        "reason": "ScaledUp",
+        "message": "From 1 to 2 replicas: QueueDepth: 24 requests wait on 1 ready pod, 24 each; "
+        "the target is 4; 6 replicas would hold it, one step at most doubles the ready pods, to 2",
+        "count": 1,
+        "firstTimestamp": "2026-11-21T00:00:05Z",
+        "lastTimestamp": "2026-11-21T00:00:05Z",
+        "source": {"component": "quire-scaler"},
+        "reportingComponent": "quire-scaler",
+    }
+    world.answers["chat-0"] = replace(IDLE, ended=1.0)
+    await world.rounds(20)
+    world.fleet.activated = True
+    await world.rounds(2)
+    moves = [reason for kind, reason in world.told() if kind == "Normal"]
+    assert moves == ["ScaledUp", "ScaledDown", "ScaledToZero", "Woken"]
+    names = [event["metadata"]["name"] for event in world.events]
+    assert len(set(names)) == len(names)
+
+
+async def test_trouble_is_an_event_when_it_comes_and_when_it_goes() -> None:
+    world = bench()
+    world.fleet.ready[CHAT] = 0
+    await world.rounds(3)
+    assert world.events == [], "starting is no trouble"
+    world.fleet.ready.clear()
+    await world.rounds(2)
+    world.answers["chat-0"] = Missing("answered 500")
+    await world.rounds(10)
+    assert world.told() == [("Warning", "MetricsMissing")]
+    assert "pod chat-0 answered 500" in world.events[0]["message"]
+    world.answers.clear()
+    await world.rounds(10)
+    assert world.told()[1:] == [("Normal", "ScalingRecovered")]
+
+
+async def test_trouble_that_flickers_is_told_once_in_five_minutes() -> None:
+    world = bench()
+    for _ in range(12):
+        world.answers["chat-0"] = Missing("answered 500")
+        await world.rounds(2)
+        world.answers.clear()
+        await world.rounds(3)
+    assert world.told() == [("Warning", "MetricsMissing"), ("Normal", "ScalingRecovered")]
+    await world.rounds(6)
+    world.answers["chat-0"] = Missing("answered 500")
+    await world.rounds(2)
+    assert world.told()[2:] == [("Warning", "MetricsMissing")]
+
+
+@pytest.mark.parametrize(
+    "error", [Denied(403, "POST events", "may not"), NotLeader("lost"), TimeoutError()]
+)
+async def test_an_event_that_cannot_be_posted_stops_no_scaling(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = bench()
+    world.event_error = error
+    world.load(waiting=24)
+    await world.rounds(2)
+    assert world.fleet.writes == [(CHAT, 2), (CHAT, 4)]
+    assert len(world.decisions()) == 2
+    assert "event ScaledUp not posted" in caplog.text
+
+
+async def test_a_dry_run_posts_no_move() -> None:
+    world = bench(dryRun=True)
+    world.load(waiting=24)
+    await world.rounds(3)
+    assert world.events == []
+
+
+@pytest.mark.parametrize("mode", ["builtin", "hpa", "keda"])
+async def test_what_the_pods_say_is_there_for_those_who_ask(mode: str) -> None:
+    world = bench(mode=mode, targets={"ttftSeconds": 0.5})
+    world.fleet.replicas[CHAT] = 2
+    world.load(waiting=3, pods=("chat-0", "chat-1"))
+    world.answers["chat-0"] = replace(IDLE, load=PodLoad(3.0, 8.0, 0.7), ttft=TTFT[0])
+    await world.rounds(1)
+    world.answers["chat-0"] = replace(IDLE, load=PodLoad(3.0, 8.0, 0.7), ttft=TTFT[1])
+    await world.rounds(1)
+    reading = world.readings.get(CHAT)
+    assert reading == Reading(
+        at=1005.0,
+        wall=datetime(2026, 11, 21, 0, 0, 5, tzinfo=UTC).timestamp(),
+        ready=2,
+        complete=True,
+        waiting=6.0,
+        running=16.0,
+        kv_cache_utilization=pytest.approx(0.6),
+        ttft_p95_seconds=0.95,
+        idle=False,
+    )
+    world.answers["chat-1"] = Missing("answered 500")
+    await world.rounds(1)
+    reading = world.readings.get(CHAT)
+    assert reading is not None
+    assert (reading.complete, reading.missing) == (False, ("pod chat-1 answered 500",))
+
+
+@pytest.mark.parametrize("mode", ["hpa", "keda"])
+async def test_where_another_writes_the_loop_only_reads(mode: str) -> None:
+    world = bench(mode=mode)
+    world.load(waiting=1000)
+    await world.rounds(3)
+    assert (world.fleet.writes, world.fleet.reports, world.events) == ([], [], [])
+    assert len(world.asked) == 3
+    world.fleet.specs[CHAT] = spec()
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 2)]
+
+
+async def test_nothing_is_written_while_another_writer_exists() -> None:
+    world = bench()
+    world.fleet.other_writer = "HorizontalPodAutoscaler chat"
+    world.load(waiting=1000)
+    await world.rounds(3)
+    assert world.fleet.writes == []
+    assert (world.last.status, world.last.reason) == ("False", "OtherAutoscaler")
+    assert world.last.message.startswith("HorizontalPodAutoscaler chat still exists")
+    assert world.readings.get(CHAT) is not None
+    world.fleet.other_writer = None
+    await world.rounds(1)
+    assert world.fleet.writes == [(CHAT, 2)]
+
+
+@pytest.mark.parametrize("change", ["mode", "writer", "replicas", "deleted"])
+async def test_what_changed_during_the_scrape_is_not_written_over(change: str) -> None:
+    fleet = FakeFleet({CHAT: spec()})
+
+    async def scrape(url: str) -> PodMetrics | Missing:
+        if change == "mode":
+            fleet.specs[CHAT] = spec(mode="hpa")
+        elif change == "writer":
+            fleet.other_writer = "HorizontalPodAutoscaler chat"
+        elif change == "replicas":
+            fleet.replicas[CHAT] = 3
+        else:
+            fleet.specs.clear()
+        return replace(IDLE, load=PodLoad(24.0, 8.0, 0.5))
+
+    world = Bench(fleet, scrape=scrape)
+    await world.rounds(1)
+    assert fleet.writes == []
+    assert world.decisions() == []
+
+
+async def test_an_activation_is_followed_at_once_and_only_at_zero() -> None:
+    world = bench(idleSecondsToZero=30)
+    world.fleet.replicas[CHAT] = 0
+    await world.rounds(1)
+    world.fleet.activated = True
+    world.loop.hurry(CHAT)
+    await asyncio.sleep(0.01)
+    assert world.fleet.writes == [(CHAT, 1)]
+    world.loop.hurry(CHAT)
+    world.loop.hurry(Key("team", "gone"))
+    await asyncio.sleep(0.01)
+    assert world.asked == []
+
+
 async def test_services_that_others_scale_are_left_alone() -> None:
     world = bench(mode="none")
     world.load(waiting=1000)
     await world.rounds(3)
     assert (world.fleet.writes, world.fleet.reports, world.asked) == ([], [], [])
+    assert world.readings.get(CHAT) is None
     assert world.sample("quire_desired_replicas", namespace="team", service="chat") == 1
     world.fleet.specs[CHAT] = spec()
     await world.rounds(1)
@@ -641,13 +855,14 @@ async def test_the_whole_of_it_against_a_real_pod() -> None:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     fleet = FakeFleet({CHAT: spec()}, address=("127.0.0.1", runner.addresses[0][1]))
     client, settings = FakeClient(fleet), Settings(engine_image="x", scrape_interval_seconds=0.5)
-    task = asyncio.create_task(run(fleet, client, settings, FakeLeader(), Metrics()))
+    task = asyncio.create_task(run(fleet, client, settings, FakeLeader(), Metrics(), Readings()))
     async with asyncio.timeout(20):
-        while not fleet.reports:
+        while not fleet.reports or not client.events:
             await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     await runner.cleanup()
     assert fleet.writes[0] == (CHAT, 2)
+    assert client.events[0]["reason"] == "ScaledUp"
     assert set(client.managers) == {"quire-scaler"}

@@ -26,5 +26,5 @@
   verbs: [get, list, watch, delete]
 - apiGroups: [""]
   resources: [events]
-  verbs: [list]
+  verbs: [list, create]
 {{- end -}}

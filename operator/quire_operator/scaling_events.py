@@ -1,0 +1,97 @@
+"""What the scaler tells as Events on the service: moves, and trouble that comes and goes.
+
+Pure: the loop posts them. Ordinary life (starting, paused, asleep) is no trouble.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from quire_operator import names
+from quire_operator.api import API_VERSION, KIND
+from quire_operator.kinds import EVENT, Manifest
+from quire_operator.names import Key
+from quire_operator.scaling_model import Decision, Reason, ScalingConfig
+from quire_operator.scaling_report import sentence
+from quire_operator.world import ScalingReport
+
+MAX_MESSAGE = 1024
+REPEAT_SECONDS = 300.0  # trouble that flickers is told once in this time
+_QUIET = frozenset({Reason.NO_READY_PODS, Reason.PAUSED})
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One Event, before it has a time and an object."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+def moved(config: ScalingConfig, decision: Decision) -> Note:
+    """Replicas were moved."""
+    before, after = decision.from_replicas, decision.to_replicas
+    message = f"From {before} to {after} replicas: {sentence(config, decision)}"
+    return Note("Normal", _word(before, after, decision.reason), message)
+
+
+def _word(before: int, after: int, reason: Reason) -> str:
+    if after == 0:
+        return "ScaledToZero"
+    if reason is Reason.ACTIVATED:
+        return "Woken"
+    return "ScaledUp" if after > before else "ScaledDown"
+
+
+class Turns:
+    """One service's turns of condition Scaling: a note when it turns False, and when it is over."""
+
+    def __init__(self) -> None:
+        self._told: str | None = None  # the trouble that a note was made of, while it lasts
+        self._last: tuple[str, float] | None = None
+
+    def note(self, report: ScalingReport, now: float) -> Note | None:
+        """Of the condition as it is now; `now`: seconds on a steady clock."""
+        if report.status == "False" and report.reason not in _QUIET:
+            return self._trouble(report, now)
+        if self._told is None or report.status != "True":
+            return None
+        over, self._told = self._told, None
+        return Note("Normal", "ScalingRecovered", f"{over} is over: {report.message}")
+
+    def _trouble(self, report: ScalingReport, now: float) -> Note | None:
+        if self._told is not None:
+            return None
+        if self._last is not None:
+            reason, at = self._last
+            if reason == report.reason and now - at < REPEAT_SECONDS:
+                return None
+        self._told, self._last = report.reason, (report.reason, now)
+        return Note("Warning", report.reason, report.message)
+
+
+def manifest(key: Key, uid: str, note: Note, now: datetime) -> Manifest:
+    """An Event on the InferenceService of this uid, named as client-go does, by the time."""
+    time = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    unique = f"{int(now.timestamp() * 1e6):x}-{note.reason.lower()}"
+    return {
+        "apiVersion": EVENT.api_version,
+        "kind": EVENT.kind,
+        "metadata": {"name": f"{key.name}.{unique}", "namespace": key.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": key.name,
+            "namespace": key.namespace,
+            "uid": uid,
+        },
+        "type": note.type,
+        "reason": note.reason,
+        "message": note.message[:MAX_MESSAGE],
+        "count": 1,
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "source": {"component": names.MANAGER_SCALER},
+        "reportingComponent": names.MANAGER_SCALER,
+    }
