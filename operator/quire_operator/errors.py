@@ -4,7 +4,8 @@ QuireError
 ├── SettingError            a setting of the process is missing or wrong
 ├── NotLeader               this replica does not hold the lease: nothing was written
 ├── OverlayError            spec.podTemplate cannot be merged
-├── ScenarioError           a scenario of `kubectl quire simulate` cannot be read
+├── SimulatorError          `kubectl quire simulate` cannot draw its plot
+│   └── ScenarioError       its scenario cannot be read
 └── ApiError                the API server answered with a status of 400 or more, or not at all
     ├── NotFound            404
     ├── AlreadyExists       409 on create
@@ -34,7 +35,11 @@ class OverlayError(QuireError):
     """spec.podTemplate cannot be merged over the pod."""
 
 
-class ScenarioError(QuireError):
+class SimulatorError(QuireError):
+    """`kubectl quire simulate` cannot draw its plot."""
+
+
+class ScenarioError(SimulatorError):
     """A scenario cannot be read; the message has the path within it, rule, value and way out."""
 
 

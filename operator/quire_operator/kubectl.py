@@ -1,7 +1,7 @@
-"""`kubectl quire`: what a person asks of a service, read from its status.
+"""`kubectl quire`: what a person asks of a service, read from its status; and the simulator.
 
 Installed as `kubectl-quire`, which kubectl finds on PATH. It reads through kubectl itself, and so
-uses whatever cluster and credentials kubectl would.
+uses whatever cluster and credentials kubectl would; `simulate` asks no cluster.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from quire_operator import api
 from quire_operator.conditions import READY
+from quire_operator.errors import SimulatorError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Quire's InferenceServices.")
 
@@ -37,6 +39,22 @@ def status(name: str, namespace: NAMESPACE = None, output: OUTPUT = "text") -> N
         sys.stdout.write(json.dumps(service.get("status") or {}, indent=2) + "\n")
         return
     show(Console(), service)
+
+
+@app.command()
+def simulate(
+    scenario: Annotated[Path, typer.Argument(help="a YAML file; see operator/docs/README.md")],
+    out: Annotated[Path | None, typer.Option(help="draw the simulation as this PNG")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="the summary as JSON")] = False,
+) -> None:
+    """What the scaler would do under the load and faults of SCENARIO, without a cluster."""
+    from quire_operator.simulator import command  # half a second that `status` need not wait for
+
+    try:
+        command.run(scenario, out, as_json, sys.stdout)
+    except SimulatorError as error:
+        sys.stderr.write(f"{error}\n")
+        raise typer.Exit(2) from None
 
 
 def read(name: str, namespace: str | None) -> dict[str, Any]:
