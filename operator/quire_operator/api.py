@@ -619,6 +619,14 @@ class Status(_Schema, frozen=True):
     scaling: Annotated[ScalingStatus | None, Meta(description="What the scaler wants and did.")] = (
         None
     )
+    gateway_port: Annotated[
+        int | None,
+        Meta(
+            description="The gateway's port for this service alone, 20000 to 29999: where its own "
+            "address leads while it has no ready pod. Given to services with "
+            "scaling.idleSecondsToZero, and kept.",
+        ),
+    ] = None
 
 
 def decode_spec(spec: object) -> Spec:

@@ -16,7 +16,7 @@ from quire_operator.api import KIND
 from quire_operator.client import Api
 from quire_operator.conditions import MAX_MESSAGE, Problem
 from quire_operator.errors import AlreadyExists, Denied, Invalid, NotFound, QuotaExceeded
-from quire_operator.kinds import CLAIM, DEPLOYMENT, SERVICE_KIND, Kind, Manifest
+from quire_operator.kinds import CLAIM, DEPLOYMENT, SERVICE_KIND, SLICE, Kind, Manifest
 from quire_operator.names import Key
 from quire_operator.observe import Observation
 from quire_operator.plan import (
@@ -220,6 +220,9 @@ class Applier:
             resource_version=action.resource_version,
         )
         logger.info("[%s] deleted %s %s", self._seen.key, action.kind.kind, action.name)
+        if action.kind is SLICE:
+            # Gone at once. Until the watch tells so, pods would go to zero on the strength of it.
+            self._world.drop(SLICE, Key(self._namespace, action.name), action.uid)
         return None
 
 

@@ -1,4 +1,5 @@
-"""The objects around the pods: Deployment, Service, disruption budget, claim, fetch Job. Pure."""
+"""The objects around the pods: Deployment, Service and its way to the gateway, disruption budget,
+claim, fetch Job. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +7,9 @@ import msgspec
 
 from quire_operator import api, names, pods, views
 from quire_operator.api import Spec
-from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, SERVICE, Kind, Manifest
+from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, SERVICE, SLICE, Kind, Manifest
 from quire_operator.names import Key
-from quire_operator.views import ChildView
+from quire_operator.views import ChildView, Gateway
 
 
 def owner(key: Key, uid: str, *, controller: bool = True) -> Manifest:
@@ -52,12 +53,28 @@ def service(key: Key, uid: str) -> Manifest:
     """One stable address over all revisions; only ready pods are its endpoints."""
     manifest = _child(SERVICE, key, uid, key.name)
     port = {
-        "name": "http",
+        "name": names.PORT_NAME,
         "port": names.SERVICE_PORT,
         "protocol": "TCP",
         "targetPort": names.ENGINE_PORT,
     }
     manifest["spec"] = {"selector": names.selector_labels(key.name), "ports": [port]}
+    return with_digest(manifest)
+
+
+def gateway_slice(key: Key, uid: str, port: int, gateway: Gateway) -> Manifest:
+    """Endpoints of the service's own address that lead to the gateway. kube-proxy merges all slices
+    that bear the Service's name, by the name of the port."""
+    manifest = _child(SLICE, key, uid, names.gateway_slice(key.name))
+    manifest["metadata"]["labels"] |= {
+        names.SLICE_SERVICE: key.name,
+        names.SLICE_MANAGED_BY: names.SLICE_MANAGER,
+    }
+    manifest["addressType"] = gateway.family
+    manifest["ports"] = [{"name": names.PORT_NAME, "port": port, "protocol": "TCP"}]
+    manifest["endpoints"] = [
+        {"addresses": [address], "conditions": {"ready": True}} for address in gateway.addresses
+    ]
     return with_digest(manifest)
 
 

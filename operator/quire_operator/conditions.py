@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from quire_operator import fetch
+from quire_operator import fetch, route
 from quire_operator.fetch import FetchState, Stage
 from quire_operator.observe import Observation
 from quire_operator.plan import Plan
@@ -135,7 +135,7 @@ def _scaled_to_zero(case: Case) -> Trouble | None:
     fetches = case.seen.spec.cache.prefetch and case.fetch.stage is not Stage.COMPLETE
     if case.seen.spec.replicas > 0 or (fetches and case.seen.fetches):
         return None
-    return "ScaledToZero", "spec.replicas is 0: no pod runs; set it to 1 or more to serve"
+    return "ScaledToZero", route.words(case.seen)
 
 
 def _claim_trouble(case: Case) -> Trouble | None:
@@ -364,7 +364,7 @@ def _rollout(case: Case) -> Finding:
         return Finding(ROLLOUT_COMPLETE, "True", "Complete", f"{wanted} is the only one")
     deadline = seen.spec.rollout.progress_deadline_seconds
     waits = current is not None and current.ready == 0 and seen.spec.replicas > 0
-    if waits and current is not None and seen.now - current.meta.created >= deadline:
+    if waits and current is not None and seen.now - current.waits_since >= deadline:
         message = f"{wanted} has had no ready pod for {deadline} s"
         return Finding(ROLLOUT_COMPLETE, "False", "ProgressDeadlineExceeded", message)
     older = ", ".join(old.revision for old in seen.others)

@@ -40,11 +40,12 @@ JOB = Kind("batch/v1", "Job", "jobs")
 POD = Kind("v1", "Pod", "pods")
 EVENT = Kind("v1", "Event", "events")
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
+SLICE = Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 
-CHILDREN = (DEPLOYMENT, SERVICE, BUDGET, CLAIM, JOB, POD)
-"""Watched by our label."""
+CHILDREN = (DEPLOYMENT, SERVICE, BUDGET, CLAIM, JOB, POD, SLICE, LEASE)
+"""Watched by our label. Leases are the activations that others write, not the leader's own."""
 
-BY_NAME = {kind.kind: kind for kind in (SERVICE_KIND, *CHILDREN, EVENT, LEASE)}
+BY_NAME = {kind.kind: kind for kind in (SERVICE_KIND, *CHILDREN, EVENT)}
 
 
 def kind_of(manifest: Manifest) -> Kind:

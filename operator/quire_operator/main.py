@@ -23,6 +23,7 @@ from kubernetes.aio.client.configuration import Configuration
 from quire_operator import api, health, metrics, names, scaling_loop
 from quire_operator.client import KubeClient
 from quire_operator.errors import NotFound, QuireError
+from quire_operator.gateway import GatewayPoll
 from quire_operator.kinds import CHILDREN, SERVICE_KIND, Kind
 from quire_operator.leader import Leader
 from quire_operator.names import Key
@@ -125,6 +126,7 @@ class Operator:
         )
         self.client = unguarded.guarded(self.leader.guard)
         self.sweeper = Sweeper(self.client, self.world, settings.watch_namespaces)
+        self.gateway = _gateway(settings, self.client, self.world)
         self.reconciler = Reconciler(
             client=self.client,
             world=self.world,
@@ -153,6 +155,8 @@ class Operator:
 
     async def _fill(self) -> None:
         """The whole world before the first plan. Without the CRD kopf would wait in silence."""
+        if self.gateway is not None:
+            await self.gateway.look()
         try:
             await self.sweeper.fill()
         except NotFound as e:
@@ -187,7 +191,8 @@ class Operator:
             self.readings,
             on_start=self._wake_sleepers,
         )
-        return [self.leader.run(), self.sweeper.run(), self._gauge(), scaling, *workers]
+        polls = [self.gateway.run()] if self.gateway is not None else []
+        return [self.leader.run(), self.sweeper.run(), self._gauge(), scaling, *polls, *workers]
 
     def _wake_sleepers(self, loop: scaling_loop.ScalingLoop) -> None:
         self.world.on_activation = loop.hurry
@@ -213,6 +218,11 @@ class Operator:
         if oldest is None or time.monotonic() - oldest < STUCK_WORKER_SECONDS:
             return None
         return f"a reconcile has been running for more than {STUCK_WORKER_SECONDS:.0f} s"
+
+
+def _gateway(settings: Settings, client: KubeClient, world: World) -> GatewayPoll | None:
+    name = settings.gateway_service
+    return GatewayPoll(client, settings.namespace, name, world.set_gateway) if name else None
 
 
 async def run_together(

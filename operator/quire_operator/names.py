@@ -30,6 +30,12 @@ ANNOTATION_ATTEMPT = f"{GROUP}/attempt"
 ANNOTATION_ASKED = f"{GROUP}/asked"
 """On a fetch Job: who started it, and how it was to go (`fetch.asked`)."""
 
+SLICE_SERVICE = "kubernetes.io/service-name"
+SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
+SLICE_MANAGER = f"operator.{GROUP}"
+"""The selector's EndpointSlices say `endpointslice-controller.k8s.io`, and have their Service's
+labels, so that our watch sees them too."""
+
 MANAGER = "quire"
 MANAGER_REPLICAS = "quire-replicas"
 MANAGER_STATUS = "quire-status"
@@ -40,6 +46,7 @@ FETCH_CONTAINER = "fetch"
 ENGINE_PORT = 8000
 PROGRESS_PORT = 8001
 SERVICE_PORT = 80
+PORT_NAME = "http"
 
 
 class Key(NamedTuple):
@@ -99,6 +106,24 @@ def fetch_stem(claim: str, content: str) -> str:
 
 def fetch_job(stem: str, attempt: int) -> str:
     return f"{stem}-fetch-{attempt}"
+
+
+def gateway_slice(name: str) -> str:
+    """The EndpointSlice by which a service without a ready pod leads to the gateway."""
+    return f"{name}-gateway"
+
+
+_ACTIVATION = "-activation"
+
+
+def activation(name: str) -> str:
+    """The Lease that whoever holds requests for a service renews."""
+    return name + _ACTIVATION
+
+
+def activated(lease: str) -> str | None:
+    """The service that a Lease of this name wakes."""
+    return lease.removesuffix(_ACTIVATION) if lease.endswith(_ACTIVATION) else None
 
 
 def selector_labels(name: str) -> dict[str, str]:

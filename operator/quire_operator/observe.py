@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quire_operator import api, names
-from quire_operator.kinds import BUDGET, SERVICE, Kind
+from quire_operator.kinds import BUDGET, SERVICE, SLICE, Kind
 from quire_operator.names import Key
 from quire_operator.pods import Mount, mount_of, revision_of, spec_digest
 from quire_operator.views import (
     ChildView,
     ClaimView,
     DeploymentView,
+    Gateway,
     JobView,
     PodView,
     ServiceView,
@@ -77,6 +78,20 @@ class Observation:
     """The last event's words on a Job that has no pod."""
     scaling: ScalingRecord | None = None
     startup_seconds: float | None = None
+    gateway: Gateway | None = None
+    """None where no gateway is configured."""
+    route: ChildView | None = None
+    """Our EndpointSlice, by which the service's address leads to the gateway."""
+    is_answered: bool = False
+    """Whether the service's address leads to a ready pod of its own."""
+    held_port: int | None = None
+    """The gateway's port that is the service's, as long as it wants one."""
+
+    @property
+    def gateway_port(self) -> int | None:
+        """Wanted by who may sleep; and nobody else gets it while our slice still leads there."""
+        wants = self.spec.scaling.idle_seconds_to_zero is not None or self.route is not None
+        return self.held_port if wants else None
 
     @property
     def uid(self) -> str:
@@ -186,6 +201,10 @@ def observe(
         stale_jobs=tuple(job for job in ours if job.claim != stem),
         scaling=world.scaling(key),
         startup_seconds=world.startup_seconds(key),
+        gateway=world.gateway,
+        route=_owned_child(world, SLICE, Key(key.namespace, names.gateway_slice(key.name)), uid),
+        is_answered=world.is_answered(key),
+        held_port=world.ports.port(key),
     )
 
 

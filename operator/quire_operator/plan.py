@@ -4,17 +4,27 @@ Order matters and is the order of the list: what is recorded comes before what i
 comes up before what goes away. Each action carries the uid of what it changes as precondition.
 
     claim ─► fetch Job ─► (content recorded) ─► Deployment of the revision ─► ready ─► older ones go
-    Service and disruption budget: always
+    Service and disruption budget: always; EndpointSlice to the gateway: see route.py
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quire_operator import children, fetch, pods
+from quire_operator import children, fetch, pods, route
 from quire_operator.errors import OverlayError
 from quire_operator.fetch import FetchState, Stage
-from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, POD, SERVICE, Kind, Manifest
+from quire_operator.kinds import (
+    BUDGET,
+    CLAIM,
+    DEPLOYMENT,
+    JOB,
+    POD,
+    SERVICE,
+    SLICE,
+    Kind,
+    Manifest,
+)
 from quire_operator.observe import Observation
 from quire_operator.views import ChildView, ClaimView, DeploymentView
 
@@ -109,10 +119,10 @@ def plan(seen: Observation) -> Plan:
     """Everything that is to be done for the service now; empty when the world is as wanted."""
     state = fetch.state(seen)
     refusal = _refusal(seen)
-    actions = [*_address(seen), *_claim(seen, state)]
+    actions = [*_address(seen), *_route(seen), *_claim(seen, state)]
     if refusal is None:
         actions += [*_fetch(seen, state), *_revision(seen, state), *_mend(seen, state)]
-    actions += [*_older(seen), *_stale(seen), *_release(seen)]
+    actions += [*_older(seen), *_unroute(seen), *_stale(seen), *_release(seen)]
     return Plan(tuple(actions), state, refusal, _again(seen, state))
 
 
@@ -134,6 +144,22 @@ def _address(seen: Observation) -> list[Action]:
 def _held(action: Ensure) -> bool:
     """Whether the live object is what we would apply: nothing is sent then."""
     return action.live is not None and children.holds(action.live, action.manifest)
+
+
+def _route(seen: Observation) -> list[Action]:
+    """The way to the gateway, wherever it is to lead now."""
+    manifest = route.wanted(seen)
+    if manifest is None or route.stands(seen):
+        return []
+    return [Ensure(SLICE, manifest, seen.route)]
+
+
+def _unroute(seen: Observation) -> list[Action]:
+    """The way to the gateway goes once a pod answers, or nobody may be asleep any more."""
+    live = seen.route
+    if live is None or live.meta.deleting or route.wanted(seen) is not None:
+        return []
+    return [Delete(SLICE, live.meta.name, live.meta.uid)]
 
 
 def _claim(seen: Observation, state: FetchState) -> list[Action]:
@@ -187,13 +213,20 @@ def _revision(seen: Observation, state: FetchState) -> list[Action]:
             seen.key, seen.uid, seen.spec, seen.revision, seen.image, seen.defaults.hf_endpoint
         )
         return [Create(DEPLOYMENT, manifest)]
-    if current.replicas != seen.spec.replicas:
+    if current.replicas != seen.spec.replicas and _may_scale(seen):
         return [SetReplicas(current, seen.spec.replicas)]
     return []
 
 
+def _may_scale(seen: Observation) -> bool:
+    """The last pods go only once somebody else takes the service's requests."""
+    return seen.spec.replicas > 0 or route.lets_go(seen)
+
+
 def _older(seen: Observation) -> list[Action]:
     """Surge: earlier revisions serve on until the wanted one has all its pods, then they go."""
+    if not _may_scale(seen):
+        return []
     current = seen.current
     wanted = seen.spec.replicas
     done = current is not None and current.replicas == wanted and current.ready >= wanted
@@ -257,4 +290,4 @@ def _deadline(seen: Observation) -> float | None:
     current = seen.current
     if current is None or current.ready >= seen.spec.replicas:
         return None
-    return current.meta.created + seen.spec.rollout.progress_deadline_seconds - seen.now
+    return current.waits_since + seen.spec.rollout.progress_deadline_seconds - seen.now

@@ -260,7 +260,7 @@ def _engine_container(key: Key, spec: Spec, image: str) -> Manifest:
         "name": names.ENGINE_CONTAINER,
         "image": image,
         "args": engine_arguments(key, spec),
-        "ports": [{"name": "http", "containerPort": names.ENGINE_PORT, "protocol": "TCP"}],
+        "ports": [{"name": names.PORT_NAME, "containerPort": names.ENGINE_PORT, "protocol": "TCP"}],
         "resources": _engine_resources(spec),
         "securityContext": _container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from quire_operator import status
+from quire_operator import api, status
 from quire_operator.apply import Applier
 from quire_operator.client import Api
 from quire_operator.conditions import Case, Problem
@@ -70,6 +70,7 @@ class Reconciler:
             await status.write(self.client, self.world, service, invalid)
             return None
         await self._see_foreign_claim(key, service)
+        self._hold_port(key, service.spec)
         seen = observe(self.world, key, service, service.spec, self.defaults, self.wall())
         seen = await self._ask_around(seen)
         wanted = plan(seen)
@@ -107,6 +108,18 @@ class Reconciler:
             await status.write(self.client, self.world, service, status.build(case))
         except NotFound:
             logger.info("[%s] gone before its status was written", seen.key)
+
+    def _hold_port(self, key: Key, spec: api.Spec) -> None:
+        """Here and nowhere else, so that only the leader gives ports out."""
+        if spec.scaling.idle_seconds_to_zero is None:
+            self.world.ports.release(key)
+            return
+        before = self.world.ports.port(key)
+        port = self.world.ports.hold(key)
+        if port is None:
+            logger.error("[%s] no gateway port is free: too many services may sleep", key)
+        elif port != before and before is not None:
+            logger.warning("[%s] gateway port %d is another's, now %d", key, before, port)
 
     async def _see_foreign_claim(self, key: Key, service: ServiceView) -> None:
         """A claim of the user's carries no label of ours, so that no watch tells of it."""

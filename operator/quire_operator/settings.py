@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from quire_operator.errors import SettingError
@@ -33,6 +34,10 @@ class Settings:
     watch_namespaces: tuple[str, ...] = ()
     """QUIRE_WATCH_NAMESPACES: comma-separated; empty watches all."""
 
+    gateway_service: str | None = None
+    """QUIRE_GATEWAY_SERVICE: the gateway's Service, in QUIRE_NAMESPACE: it holds the requests of
+    services without a ready pod. Unset: there is none, and nothing goes to zero by itself."""
+
     lease_seconds: float = 15.0
     """QUIRE_LEASE_SECONDS: how long a silent leader is believed in. A dead one is replaced within
     this plus one retry (a fifth of it): 18 s. At least 3, as it is renewed every third of it."""
@@ -45,6 +50,21 @@ class Settings:
 
     probe_port: int = 8080
     """QUIRE_PROBE_PORT: /healthz (liveness)."""
+
+    external_metrics_port: int = 0
+    """QUIRE_EXTERNAL_METRICS_PORT: external.metrics.k8s.io for HPAs, over TLS. 0: not served."""
+
+    external_metrics_certificate: Path = Path("/etc/quire/external-metrics/tls.crt")
+    """QUIRE_EXTERNAL_METRICS_CERTIFICATE: what it shows; read anew when it changes."""
+
+    external_metrics_key: Path = Path("/etc/quire/external-metrics/tls.key")
+    """QUIRE_EXTERNAL_METRICS_KEY"""
+
+    keda_scaler_port: int = 0
+    """QUIRE_KEDA_SCALER_PORT: KEDA's external scaler (gRPC). 0: not served."""
+
+    keda_scaler_address: str | None = None
+    """QUIRE_KEDA_SCALER_ADDRESS: host:port at which KEDA finds it. Required with the port."""
 
     workers: int = 8
     """QUIRE_WORKERS: reconciles at a time. More than the API server answers is of no use."""
@@ -59,15 +79,30 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         namespace=reader.get("NAMESPACE", str, Settings.namespace),
         pod_name=reader.get("POD_NAME", str, socket.gethostname()),
         watch_namespaces=reader.get("WATCH_NAMESPACES", _names, ()),
+        gateway_service=reader.get("GATEWAY_SERVICE", _label, None),
         lease_seconds=reader.get("LEASE_SECONDS", _at_least(3.0), Settings.lease_seconds),
         scrape_interval_seconds=reader.get(
             "SCRAPE_INTERVAL_SECONDS", _at_least(0.5), Settings.scrape_interval_seconds
         ),
         metrics_port=reader.get("METRICS_PORT", _port, Settings.metrics_port),
         probe_port=reader.get("PROBE_PORT", _port, Settings.probe_port),
+        external_metrics_port=reader.get("EXTERNAL_METRICS_PORT", _port, 0),
+        external_metrics_certificate=reader.get(
+            "EXTERNAL_METRICS_CERTIFICATE", Path, Settings.external_metrics_certificate
+        ),
+        external_metrics_key=reader.get(
+            "EXTERNAL_METRICS_KEY", Path, Settings.external_metrics_key
+        ),
+        keda_scaler_port=reader.get("KEDA_SCALER_PORT", _port, 0),
+        keda_scaler_address=reader.get("KEDA_SCALER_ADDRESS", _address, None),
         workers=int(reader.get("WORKERS", _at_least(1), float(Settings.workers))),
     )
     reader.refuse_unknown()
+    if (settings.keda_scaler_port == 0) is not (settings.keda_scaler_address is None):
+        raise SettingError(
+            "QUIRE_KEDA_SCALER_PORT and QUIRE_KEDA_SCALER_ADDRESS belong together: KEDA is told the"
+            " address at which the port is reached; set both or neither"
+        )
     return settings
 
 
@@ -107,6 +142,19 @@ _SERVICE_LINK = re.compile(r"_(SERVICE_(HOST|PORT)|PORT)(_[A-Z0-9_]+)?$")
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _label(text: str) -> str:
+    if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", text):
+        raise ValueError("must be a Service's name: a-z, 0-9 and '-', at most 63 characters")
+    return text
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
+        raise ValueError("must be host:port")
+    return text
 
 
 def _at_least(low: float) -> Callable[[str], float]:

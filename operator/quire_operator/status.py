@@ -34,6 +34,7 @@ def build(case: Case) -> api.Status:
         plan=_plan(case),
         startup=before.startup if startup is None else api.StartupStatus(last_seconds=startup),
         scaling=_scaling(seen, before.scaling),
+        gateway_port=seen.gateway_port,
     )
 
 

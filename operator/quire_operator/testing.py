@@ -24,7 +24,9 @@ from quire_operator.kinds import (
     DEPLOYMENT,
     JOB,
     POD,
+    SERVICE,
     SERVICE_KIND,
+    SLICE,
     Kind,
     Manifest,
     kind_of,
@@ -34,8 +36,9 @@ from quire_operator.names import Key
 from quire_operator.observe import Defaults, Progress
 from quire_operator.reconcile import Reconciler
 from quire_operator.status import timestamp
+from quire_operator.testing_endpoints import activation_lease, selector_slice
 from quire_operator.testing_fields import Path, leaves, merge_patch, set_at, take_back, value_at
-from quire_operator.views import project
+from quire_operator.views import Gateway, project
 from quire_operator.world import World
 
 Event = Callable[[Kind, str, Manifest], None]
@@ -101,7 +104,7 @@ class FakeCluster:
         if stored is None:
             if "uid" in manifest["metadata"]:
                 raise Conflict(409, f"PATCH {kind.plural}", "uid differs: the object is gone")
-            if "spec" not in manifest:
+            if "spec" not in manifest and kind is not SLICE:
                 raise Invalid(422, f"PATCH {kind.plural}", "spec is required")
             return self._insert(kind, at, manifest, manager)
         self._check(stored, manifest["metadata"])
@@ -190,6 +193,8 @@ class FakeCluster:
         self._tell(kind, "DELETED", stored.body)
         alive = {s.body["metadata"]["uid"] for s in self._objects.values()}
         for (of, where), child in list(self._objects.items()):
+            if (of, where) not in self._objects:
+                continue  # went with another one
             owners = child.body["metadata"].get("ownerReferences") or []
             kept = [owner for owner in owners if owner["uid"] in alive]
             if owners and not kept:
@@ -244,8 +249,9 @@ class FakeCluster:
         statuses = [{"name": names.FETCH_CONTAINER, "state": state}]
         self._pod(f"{name}-pod", job, template, {"containerStatuses": statuses, "phase": "Running"})
 
-    def run_deployments(self, ready: bool = True) -> None:
-        """Makes the pods that Deployments ask for, ready or not, and removes surplus ones."""
+    def run_deployments(self, ready: bool = True, *, endpoints: bool = True) -> None:
+        """Makes the pods that Deployments ask for, ready or not, and removes surplus ones; without
+        `endpoints` the Services do not know of them yet."""
         for deployment in self.all(DEPLOYMENT):
             count, stem = deployment["spec"]["replicas"], deployment["metadata"]["name"]
             for index in range(count):
@@ -266,6 +272,18 @@ class FakeCluster:
             generation = deployment["metadata"]["generation"]
             status = {"observedGeneration": generation, "readyReplicas": count if ready else 0}
             self.set_status(DEPLOYMENT, _at(deployment), status)
+        if endpoints:
+            self.run_endpoints()
+
+    def run_endpoints(self) -> None:
+        """The EndpointSlices of all selectors."""
+        for service in self.all(SERVICE):
+            self.put(selector_slice(service, self.all(POD)), "controller")
+
+    def activate(self, key: Key, seconds: int = 15, *, ahead: float = 0.0) -> None:
+        """Writes the activation Lease, or renews it, as one does who holds requests. `ahead`: how
+        far the writer's clock is before ours."""
+        self.put(activation_lease(key, seconds, self.now + ahead), "gateway")
 
     def _pod(self, name: str, owner: Manifest, template: Manifest, status: Manifest) -> None:
         metadata = owner["metadata"]
@@ -374,7 +392,7 @@ class Rig:
     ) -> None:
         self.cluster = cluster or FakeCluster()
         self.woken: dict[Key, None] = {}
-        self.world = World(lambda key: self.woken.setdefault(key))
+        self.world = World(lambda key: self.woken.setdefault(key), lambda: self.cluster.now)
         self.progress = FakeProgress()
         self.again: dict[Key, float | None] = {}
         self.cluster.subscribe(self._feed)
@@ -396,6 +414,10 @@ class Rig:
             self.world.drop(kind, at, body["metadata"]["uid"])
         else:
             self.world.put(kind, project(kind, body))
+
+    def gateway(self, *addresses: str) -> None:
+        """A gateway is configured, and these are its pods."""
+        self.world.set_gateway(Gateway(addresses))
 
     async def settle(self, limit: int = 60) -> None:
         """Reconciles what is woken until nothing is. Fails if that does not end."""

@@ -20,9 +20,11 @@ from quire_operator.kinds import (
     CLAIM,
     DEPLOYMENT,
     JOB,
+    LEASE,
     POD,
     SERVICE,
     SERVICE_KIND,
+    SLICE,
     Kind,
     Manifest,
 )
@@ -56,11 +58,13 @@ class ServiceView:
     spec: api.Spec | None
     error: str | None
     status: api.Status
+    replicas_writer: str | None = None
+    """The field manager that wrote spec.replicas last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildView:
-    """A Service or a PodDisruptionBudget."""
+    """A Service, a PodDisruptionBudget, or our EndpointSlice that leads to the gateway."""
 
     meta: Meta
     body: bytes
@@ -88,6 +92,13 @@ class DeploymentView:
     image: str
     failure: str | None
     """Why pods could not be made (condition ReplicaFailure)."""
+    unavailable_since: float | None = None
+    """Epoch seconds: since when it has had fewer available pods than it is asked for."""
+
+    @property
+    def waits_since(self) -> float:
+        """From when on the progress deadline counts: one that was woken has just begun."""
+        return max(self.meta.created, self.unavailable_since or 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +171,48 @@ class PodView:
         return self.phase in ("Failed", "Succeeded")
 
 
-View = ServiceView | ChildView | ClaimView | DeploymentView | JobView | PodView
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointsView:
+    """An EndpointSlice of our Service's selector, made by the cluster."""
+
+    meta: Meta
+    address: str
+    """The Service that it is of."""
+    ready: bool
+    """Whether it has an endpoint that takes requests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseView:
+    """An activation Lease: its holder has requests for a service."""
+
+    meta: Meta
+    holder: str
+    renewed: float | None
+    """Epoch seconds, by the holder's clock."""
+    duration_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The pods of the gateway's that are ready, as the EndpointSlices of its Service tell."""
+
+    addresses: tuple[str, ...] = ()
+    """Sorted, of one family."""
+    family: str = "IPv4"
+    """addressType of an EndpointSlice."""
+
+
+View = (
+    ServiceView
+    | ChildView
+    | ClaimView
+    | DeploymentView
+    | JobView
+    | PodView
+    | EndpointsView
+    | LeaseView
+)
 
 
 def epoch(text: str | None) -> float | None:
@@ -206,7 +258,18 @@ def _service(body: Manifest) -> ServiceView:
         spec=spec,
         error=error,
         status=api.decode_status(body.get("status") or {}),
+        replicas_writer=_writer(body, "replicas"),
     )
+
+
+def _writer(body: Manifest, field: str) -> str | None:
+    """The manager of a field of spec, by managedFields; of several the one that wrote last."""
+    entries = [
+        (str(entry.get("time") or ""), str(entry.get("manager") or ""))
+        for entry in body["metadata"].get("managedFields") or ()
+        if f"f:{field}" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+    ]
+    return max(entries)[1] if entries else None
 
 
 def _child(body: Manifest) -> ChildView:
@@ -242,7 +305,14 @@ def _deployment(body: Manifest) -> DeploymentView:
         ready=status.get("readyReplicas", 0) if current else 0,
         image=images[0] if images else "",
         failure=failure.get("message") if failure.get("status") == "True" else None,
+        unavailable_since=_since(status, "Available", "False"),
     )
+
+
+def _since(status: Mapping[str, Any], kind: str, value: str) -> float | None:
+    """Since when a condition has had this value, if it has."""
+    found = _condition(status, kind)
+    return epoch(found.get("lastTransitionTime")) if found.get("status") == value else None
 
 
 def _job(body: Manifest) -> JobView:
@@ -332,6 +402,45 @@ def _pod(body: Manifest) -> PodView:
     )
 
 
+def _slice(body: Manifest) -> ChildView | EndpointsView:
+    if _labels(body).get(names.SLICE_MANAGED_BY) == names.SLICE_MANAGER:
+        return _child(body)
+    return EndpointsView(
+        meta=_meta(body),
+        address=_labels(body).get(names.SLICE_SERVICE, ""),
+        ready=bool(_ready_addresses(body)),
+    )
+
+
+def _ready_addresses(body: Manifest) -> list[str]:
+    """Of an EndpointSlice. An endpoint that does not say whether it is ready counts as ready."""
+    return [
+        endpoint["addresses"][0]
+        for endpoint in body.get("endpoints") or ()
+        if (endpoint.get("conditions") or {}).get("ready") is not False
+    ]
+
+
+def gateway_of(slices: list[Manifest]) -> Gateway:
+    """What a Service's EndpointSlices say of the pods behind it; of two families IPv4."""
+    for family in ("IPv4", "IPv6"):
+        of_family = [body for body in slices if body.get("addressType") == family]
+        found = {address for body in of_family for address in _ready_addresses(body)}
+        if found:
+            return Gateway(tuple(sorted(found)), family)
+    return Gateway()
+
+
+def _lease(body: Manifest) -> LeaseView:
+    spec = body.get("spec") or {}
+    return LeaseView(
+        meta=_meta(body),
+        holder=spec.get("holderIdentity") or "",
+        renewed=epoch(spec.get("renewTime")),
+        duration_seconds=float(spec.get("leaseDurationSeconds") or 0),
+    )
+
+
 _PROJECTIONS: dict[Kind, Callable[[Manifest], View]] = {
     SERVICE_KIND: _service,
     SERVICE: _child,
@@ -340,6 +449,8 @@ _PROJECTIONS: dict[Kind, Callable[[Manifest], View]] = {
     DEPLOYMENT: _deployment,
     JOB: _job,
     POD: _pod,
+    SLICE: _slice,
+    LEASE: _lease,
 }
 
 

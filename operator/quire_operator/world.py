@@ -1,21 +1,27 @@
-"""The cache: what the watches have told so far, by kind and by service. No I/O, no clock.
+"""The cache: what the watches have told so far, by kind and by service. No I/O; the clock comes in.
 
 `main.py` feeds it, `reconcile.py` and the scaling loop read it, the work queue is woken by it.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from quire_operator import api, names
-from quire_operator.kinds import CLAIM, DEPLOYMENT, JOB, POD, SERVICE_KIND, Kind
+from quire_operator.activation import Sighting, sight
+from quire_operator.kinds import CLAIM, DEPLOYMENT, JOB, LEASE, POD, SERVICE_KIND, SLICE, Kind
 from quire_operator.names import Key
+from quire_operator.ports import Ports
 from quire_operator.views import (
     ClaimView,
     DeploymentView,
+    EndpointsView,
+    Gateway,
     JobView,
+    LeaseView,
     Meta,
     PodView,
     ServiceView,
@@ -86,10 +92,20 @@ class ScalingRecord:
 
 
 class World:
-    """Owner of all projections. `wake(key)` is called for each service that an event concerns."""
+    """Owner of all projections. `wake(key)` is called for each service that an event concerns,
+    `on_activation(key)` for one that was just activated; `wall` gives epoch seconds."""
 
-    def __init__(self, wake: Callable[[Key], None] = lambda key: None) -> None:
+    def __init__(
+        self,
+        wake: Callable[[Key], None] = lambda key: None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._wake = wake
+        self._wall = wall
+        self.on_activation: Callable[[Key], None] = lambda key: None
+        self.ports = Ports()
+        self._gateway: Gateway | None = None
+        self._activations: dict[Key, Sighting] = {}
         self._objects: dict[Kind, dict[Key, View]] = {}
         self._by_service: dict[tuple[Kind, Key], set[Key]] = {}
         self._claims: dict[Key, set[Key]] = {}
@@ -111,6 +127,7 @@ class World:
             self._notify(kind, at, before)
         self._objects[kind][at] = view
         self._note_startup(before, view)
+        self._note_activation(at, view)
         self._link(kind, at, view)
         self._notify(kind, at, view)
 
@@ -125,7 +142,20 @@ class World:
         if kind is SERVICE_KIND:
             self._scaling.pop(at, None)
             self._startup.pop(at, None)
+            self.ports.forget(at)
+        if kind is LEASE:
+            self._activations.pop(at, None)
         self._notify(kind, at, before)
+
+    def set_gateway(self, gateway: Gateway) -> None:
+        """Takes which pods of the gateway's are ready; wakes those that may lead to them."""
+        if gateway == self._gateway:
+            return
+        self._gateway = gateway
+        for key in self.keys():
+            service = self.service(key)
+            if service is not None and service.status.gateway_port is not None:
+                self._wake(key)
 
     def record_scaling(self, key: Key, report: ScalingReport) -> None:
         """Takes the scaler's report into the next status; wakes the service if it is news."""
@@ -180,6 +210,21 @@ class World:
         views = self._children(POD, stem)
         return [v for v in views if isinstance(v, PodView) and v.job is not None]
 
+    def is_answered(self, key: Key) -> bool:
+        """Whether its Service leads to a pod of its own: the cluster has told kube-proxy so."""
+        slices = [v for v in self._children(SLICE, key) if isinstance(v, EndpointsView)]
+        return any(view.ready for view in slices if view.address == key.name)
+
+    @property
+    def gateway(self) -> Gateway | None:
+        """None where no gateway is configured."""
+        return self._gateway
+
+    def is_activated(self, key: Key) -> bool:
+        """Whether somebody holds requests for it."""
+        sighting = self._activations.get(Key(key.namespace, names.activation(key.name)))
+        return sighting is not None and sighting.is_fresh(self._wall())
+
     def scaling(self, key: Key) -> ScalingRecord | None:
         return self._scaling.get(key)
 
@@ -208,13 +253,29 @@ class World:
             resource_version=service.meta.resource_version,
             starting=starting,
             draining=len(alive) - len(present),
+            activated=self.is_activated(key),
+            gateway_ready=self._holds_requests(service),
         )
 
     def startup_seconds(self, key: Key) -> float | None:
         """Seconds from start to readiness of the pod that last became ready under our eyes."""
         return self._startup.get(key)
 
+    def _holds_requests(self, service: ServiceView) -> bool:
+        """Whether the gateway could take a service's requests: it runs, and knows its port."""
+        ready = self._gateway is not None and bool(self._gateway.addresses)
+        return ready and service.status.gateway_port is not None
+
     # ---- links ----
+
+    def _note_activation(self, at: Key, view: View) -> None:
+        name = names.activated(at.name)
+        if not isinstance(view, LeaseView) or name is None:
+            return
+        now, before = self._wall(), self._activations.get(at)
+        after = self._activations[at] = sight(before, view, now)
+        if after.is_fresh(now) and not (before is not None and before.is_fresh(now)):
+            self.on_activation(Key(at.namespace, name))
 
     def _note_startup(self, before: View | None, view: View) -> None:
         """The first readiness of a pod whose start we saw: a later one is no start-up."""
@@ -235,6 +296,9 @@ class World:
             self._by_service.setdefault((kind, key), set()).add(at)
         if isinstance(view, ServiceView):
             self._by_uid[view.meta.uid] = at
+            age = (view.meta.created, view.meta.uid)
+            for other in self.ports.learn(at, view.status.gateway_port, age):
+                self._wake(other)
         if isinstance(view, ServiceView) and view.spec is not None:
             for claim in claims_of(at, view.spec):
                 self._claims.setdefault(claim, set()).add(at)
@@ -251,8 +315,8 @@ class World:
     def _concerned(self, kind: Kind, at: Key, view: View) -> list[Key]:
         """What an object is filed under: its service by label, its stem for fetches."""
         stem = view.claim if isinstance(view, JobView | PodView) else None
-        if kind is SERVICE_KIND or kind is CLAIM:
-            return []
+        if kind in (SERVICE_KIND, CLAIM, LEASE):
+            return []  # a Lease concerns the scaling loop only, every few seconds
         return [Key(at.namespace, name) for name in (view.meta.service, stem) if name]
 
     def _notify(self, kind: Kind, at: Key, view: View) -> None:

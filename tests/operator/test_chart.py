@@ -189,6 +189,7 @@ def test_the_operator_may_do_nothing_to_its_node(render: Render, replicas: int) 
             "hub": {"endpoint": "http://hub.example.com"},
             "leaderElection": {"leaseSeconds": 4.5},
             "scaling": {"scrapeIntervalSeconds": 0.5},
+            "gateway": {"serviceName": "gate"},
             "workers": 3,
             "metrics": {"port": 9443},
         },
@@ -205,6 +206,7 @@ def test_the_environment_is_what_the_operator_reads(render: Render, values: Obje
     assert read.scrape_interval_seconds == (
         values.get("scaling", {}).get("scrapeIntervalSeconds", 5)
     )
+    assert read.gateway_service == values.get("gateway", {}).get("serviceName")
     assert read.workers == values.get("workers", 8)
     assert read.metrics_port == values.get("metrics", {}).get("port", 9090)
     assert read.probe_port == 8080
@@ -324,6 +326,25 @@ def test_the_operator_never_changes_what_users_write(render: Render) -> None:
     assert rights["pods"] == {"get", "list", "watch", "delete"}
 
 
+def test_leases_of_others_are_only_read(render: Render) -> None:
+    """An activation is its gateway's; the operator's own Lease is written in its own namespace."""
+    rendered = render({"rbac": {"aggregateToUserRoles": False}})
+    rules = {
+        tuple(rule["resources"]): set(rule["verbs"])
+        for rule in rendered.one("ClusterRole")["rules"]
+    }
+    assert rules[("leases",)] == {"get", "list", "watch"}
+    (role,) = rendered.of("Role")
+    assert {tuple(rule["resources"]) for rule in role["rules"]} == {("leases",)}
+
+
+def test_the_gateway_is_looked_for_where_it_is(render: Render) -> None:
+    rendered = render({"gateway": {"serviceName": "gate"}, "watchNamespaces": ["a"]})
+    own = next(r for r in rendered.of("Role") if r["metadata"]["namespace"] == "quire-system")
+    rule = {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list"]}
+    assert rule in own["rules"]
+
+
 def test_named_namespaces_get_a_role_each_and_nothing_beyond(render: Render) -> None:
     rendered = render({"watchNamespaces": ["a", "b"], "rbac": {"aggregateToUserRoles": False}})
     assert not rendered.of("ClusterRole") + rendered.of("ClusterRoleBinding")
@@ -440,6 +461,7 @@ def test_the_network_policy_names_who_may_scrape(render: Render) -> None:
         ({"hub": {"endpoint": "hub.example.com"}}, "/hub/endpoint"),
         ({"watchNamespaces": ["Team A"]}, "/watchNamespaces/0"),
         ({"watchNamespaces": "team"}, "got string, want array"),
+        ({"gateway": {"serviceName": "gate.quire-system"}}, "/gateway/serviceName"),
         ({"leaderElection": {"leaseSeconds": 1}}, "/leaderElection/leaseSeconds"),
         ({"scaling": {"scrapeIntervalSeconds": 0}}, "/scaling/scrapeIntervalSeconds"),
         ({"extraEnv": [{"value": "x"}]}, "missing property 'name'"),

@@ -13,6 +13,7 @@ def test_defaults() -> None:
     assert settings.engine_image == "engine:v1"
     assert settings.lease_seconds == 15
     assert settings.watch_namespaces == ()
+    assert settings.external_metrics_port == settings.keda_scaler_port == 0
     assert settings.pod_name
 
 
@@ -24,8 +25,18 @@ def test_everything_given() -> None:
             "QUIRE_LEASE_SECONDS": "9",
             "QUIRE_PROBE_PORT": "1",
             "QUIRE_HF_ENDPOINT": "",
+            "QUIRE_GATEWAY_SERVICE": "quire-gateway",
+            "QUIRE_EXTERNAL_METRICS_PORT": "6443",
+            "QUIRE_EXTERNAL_METRICS_KEY": "/key",
+            "QUIRE_KEDA_SCALER_PORT": "9100",
+            "QUIRE_KEDA_SCALER_ADDRESS": "quire-keda.quire-system.svc:9100",
         }
     )
+    assert settings.gateway_service == "quire-gateway"
+    assert settings.external_metrics_port == 6443
+    assert str(settings.external_metrics_key) == "/key"
+    assert settings.keda_scaler_port == 9100
+    assert settings.keda_scaler_address == "quire-keda.quire-system.svc:9100"
     assert settings.watch_namespaces == ("a", "b")
     assert settings.lease_seconds == 9
     assert settings.hf_endpoint is None
@@ -36,8 +47,12 @@ def test_everything_given() -> None:
     [
         ({"QUIRE_LEASE_SECONDS": "2"}, r"QUIRE_LEASE_SECONDS has value '2': must be a number >= 3"),
         ({"QUIRE_LEASE_SECONDS": "nan"}, "QUIRE_LEASE_SECONDS has value 'nan'"),
+        ({"QUIRE_GATEWAY_SERVICE": "a.b"}, "must be a Service's name"),
         ({"QUIRE_PROBE_PORT": "http"}, "QUIRE_PROBE_PORT has value 'http'"),
         ({"QUIRE_PROBE_PORT": "70000"}, "must be a port"),
+        ({"QUIRE_KEDA_SCALER_PORT": "9100"}, "belong together"),
+        ({"QUIRE_KEDA_SCALER_ADDRESS": "quire-keda:9100"}, "belong together"),
+        ({"QUIRE_KEDA_SCALER_ADDRESS": "quire-keda"}, "must be host:port"),
         ({"QUIRE_ENGIN_IMAGE": "x"}, "unknown setting QUIRE_ENGIN_IMAGE"),
         ({"QUIRE_ENGINE_IMAGE": ""}, "QUIRE_ENGINE_IMAGE is not set"),
     ],
