@@ -104,3 +104,11 @@ bench-service: images ## measure apply to first token on the cluster
 	$(CLUSTER) exec -- $(PY) tests/bench/bench_service.py
 
 .PHONY: help venv lock lint format unit model e2e test cluster-up cluster-down cluster-status images addons shell demo bench bench-service
+
+simulate: venv ## replay the scenarios of operator/docs through the scaler and draw them anew
+	for scenario in operator/docs/scenarios/*.yaml; do \
+	  echo "== $$scenario"; \
+	  .venv/bin/kubectl-quire simulate $$scenario --out operator/docs/$$(basename $$scenario .yaml).png; \
+	done
+
+.PHONY: simulate
