@@ -153,7 +153,7 @@ def measure(num_services: int, seconds: float) -> kube.Json:
     installation.upgrade("replicaCount=0", f"scaling.scrapeIntervalSeconds={INTERVAL_SECONDS}")
     with simulated() as hang, serving.fresh_namespace("bench") as namespace:
         began = time.monotonic()
-        names = [HANGING, *(f"bench-{n}" for n in range(num_services - 1))]
+        names = [*(f"bench-{n}" for n in range(num_services - 1)), HANGING]
         _create([_service(name) for name in names], namespace)
         _create([_address(s) for s in kube.items("inferenceservices", namespace)], namespace)
         print(f"{num_services} services after {time.monotonic() - began:.0f} s", flush=True)
