@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from quire_operator import children, names
@@ -16,7 +17,16 @@ from quire_operator.api import KIND
 from quire_operator.client import Api
 from quire_operator.conditions import MAX_MESSAGE, Problem
 from quire_operator.errors import AlreadyExists, Denied, Invalid, NotFound, QuotaExceeded
-from quire_operator.kinds import CLAIM, DEPLOYMENT, SERVICE_KIND, SLICE, Kind, Manifest
+from quire_operator.kinds import (
+    CLAIM,
+    DEPLOYMENT,
+    HPA,
+    POLLED,
+    SERVICE_KIND,
+    SLICE,
+    Kind,
+    Manifest,
+)
 from quire_operator.names import Key
 from quire_operator.observe import Observation
 from quire_operator.plan import (
@@ -28,6 +38,7 @@ from quire_operator.plan import (
     Grow,
     JoinClaim,
     LeaveClaim,
+    Lift,
     SetReplicas,
 )
 from quire_operator.views import project
@@ -51,6 +62,16 @@ async def scale(client: Api, key: Key, replicas: int, resource_version: str = ""
     )
 
 
+async def look(client: Api, world: World, kind: Kind, at: Key) -> None:
+    """Takes an object that no watch tells of as it is now. Raises ApiError."""
+    try:
+        body = await client.get(kind, at.namespace, at.name)
+    except NotFound:
+        world.drop(kind, at)
+        return
+    world.put(kind, project(kind, body))
+
+
 class Applier:
     """Carries out actions for one observation, in their order."""
 
@@ -67,6 +88,7 @@ class Applier:
             JoinClaim: self._join,
             LeaveClaim: self._leave,
             Delete: self._delete,
+            Lift: self._lift,
         }
 
     async def run(self, actions: tuple[Action, ...]) -> tuple[Problem, ...]:
@@ -85,7 +107,7 @@ class Applier:
             except Denied as e:
                 problem = Problem("Denied", f"the operator may not do this: {e.message}")
             if problem is not None:
-                problems.append(problem)
+                problems.append(replace(problem, of_scaling=_is_of_scaling(action)))
                 if isinstance(action, BASIS):
                     break
         return tuple(problems)
@@ -223,7 +245,21 @@ class Applier:
         if action.kind is SLICE:
             # Gone at once. Until the watch tells so, pods would go to zero on the strength of it.
             self._world.drop(SLICE, Key(self._namespace, action.name), action.uid)
+        if action.kind in POLLED:
+            await look(self._client, self._world, action.kind, Key(self._namespace, action.name))
         return None
+
+    async def _lift(self, action: Lift) -> Problem | None:
+        await scale(self._client, self._seen.key, action.replicas)
+        logger.info("[%s] lifted to %d replicas", self._seen.key, action.replicas)
+        return None
+
+
+def _is_of_scaling(action: Action) -> bool:
+    """What goes wrong with an autoscaler is no reason to call the service not ready."""
+    if isinstance(action, Lift):
+        return True
+    return isinstance(action, Create | Ensure | Delete) and action.kind in (HPA, *POLLED)
 
 
 def _name(manifest: Manifest) -> str:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from quire_operator import fetch, route
+from quire_operator import autoscaler_report, fetch, route
+from quire_operator.api import Condition
 from quire_operator.fetch import FetchState, Stage
 from quire_operator.observe import Observation
 from quire_operator.plan import Plan
-from quire_operator.views import ContainerView, Exit, PodView
+from quire_operator.views import ContainerView, Exit, PodView, ServiceView
 
 READY = "Ready"
 MODEL_CACHED = "ModelCached"
@@ -38,6 +39,8 @@ class Problem:
 
     reason: str
     message: str
+    of_scaling: bool = False
+    """With an autoscaler: told in Scaling, as the service serves all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +77,29 @@ Trouble = tuple[str, str]
 def conditions(case: Case) -> list[Finding]:
     """All conditions of a service, Ready first."""
     found = [_ready(case), _model_cached(case), _pods_ready(case), _rollout(case)]
-    if case.seen.spec.scaling.mode == "builtin":
-        found += _scaling(case)
-    return found
+    return found + _scaling(case)
 
 
 def _scaling(case: Case) -> list[Finding]:
     """What the scaler says; until it has said something in this process, what it said before."""
+    refused = [(p.reason, p.message) for p in case.problems if p.of_scaling]
+    told = autoscaler_report.told(case.seen, refused[0] if refused else None)
+    if told is not None:
+        return [Finding(SCALING, told[0], told[1], _short(told[2]))]
+    if case.seen.spec.scaling.mode != "builtin":
+        return []
     if case.seen.scaling is not None:
         report = case.seen.scaling.report
         return [Finding(SCALING, report.status, report.reason, _short(report.message))]
-    before = [c for c in case.seen.service.status.conditions if c.type == SCALING]
+    service = case.seen.service
+    before = [c for c in service.status.conditions if c.type == SCALING and _still(c, service)]
     return [Finding(SCALING, c.status, c.reason, c.message) for c in before]
+
+
+def _still(condition: Condition, service: ServiceView) -> bool:
+    """Whether it was said of this spec, and not of a switch that has ended."""
+    left_over = condition.reason in autoscaler_report.LEFT_OVER_REASONS
+    return condition.observed_generation == service.generation and not left_over
 
 
 def invalid(error: str) -> list[Finding]:
@@ -126,9 +140,8 @@ def _ready(case: Case) -> Finding:
 def _refused(case: Case) -> Trouble | None:
     if case.plan.refusal is not None:
         return "InvalidPodTemplate", case.plan.refusal
-    if case.problems:
-        return case.problems[0].reason, case.problems[0].message
-    return None
+    problems = [problem for problem in case.problems if not problem.of_scaling]
+    return (problems[0].reason, problems[0].message) if problems else None
 
 
 def _scaled_to_zero(case: Case) -> Trouble | None:

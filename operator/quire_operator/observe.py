@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from quire_operator import api, names
+from quire_operator import api, names, schedules
+from quire_operator.autoscalers import Limits, keda_hpa, others, wanted_kind
 from quire_operator.kinds import BUDGET, SERVICE, SLICE, Kind
 from quire_operator.names import Key
 from quire_operator.pods import Mount, mount_of, revision_of, spec_digest
+from quire_operator.schedules import Minimum
 from quire_operator.views import (
+    AutoscalerView,
     ChildView,
     ClaimView,
     DeploymentView,
@@ -44,6 +48,10 @@ class Defaults:
 
     image: str
     hf_endpoint: str | None
+    keda_scaler: str | None = None
+    """host:port at which KEDA finds our external scaler; None where it is not served."""
+    external_metrics: bool = False
+    """Whether we serve external.metrics.k8s.io."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +92,10 @@ class Observation:
     """Our EndpointSlice, by which the service's address leads to the gateway."""
     is_answered: bool = False
     """Whether the service's address leads to a ready pod of its own."""
+    autoscalers: tuple[AutoscalerView, ...] = ()
+    """HPAs and ScaledObjects of the service's, KEDA's own HPA among them, leaving ones included."""
+    keda_trouble: str | None = None
+    """Why no ScaledObject can be made; None where KEDA's definitions are installed."""
     held_port: int | None = None
     """The gateway's port that is the service's, as long as it wants one."""
 
@@ -124,6 +136,43 @@ class Observation:
             return None
         refused = names.refused_size_annotation(str(self.spec.cache.size))
         return self.claim.meta.annotations.get(refused)
+
+    @property
+    def other_writers(self) -> tuple[AutoscalerView, ...]:
+        """Autoscalers that the mode does not want and that are still there."""
+        return tuple(others(self.key, self.spec, self.autoscalers))
+
+    @property
+    def autoscaler(self) -> AutoscalerView | None:
+        """Our own of the kind that the mode wants."""
+        kind = wanted_kind(self.spec)
+        for view in self.autoscalers:
+            ours = view.meta.name == self.key.name and self.uid in view.meta.owners
+            if kind is not None and view.kind == kind.kind and ours:
+                return view
+        return None
+
+    @property
+    def keda_hpa(self) -> AutoscalerView | None:
+        name = keda_hpa(self.key.name)
+        return next((view for view in self.autoscalers if view.meta.name == name), None)
+
+    @property
+    def minimum(self) -> Minimum:
+        """minReplicas as it is now, schedules included."""
+        now = datetime.fromtimestamp(self.now, UTC)
+        scaling = self.spec.scaling
+        return schedules.minimum(scaling.schedules, scaling.min_replicas, now)
+
+    @property
+    def limits(self) -> Limits:
+        minimum = self.minimum
+        sleeps = self.spec.scaling.idle_seconds_to_zero is not None
+        return Limits(
+            min_replicas=minimum.replicas,
+            may_shrink=not minimum.errors,
+            paused=self.spec.replicas == 0 and not sleeps,
+        )
 
     @property
     def current(self) -> DeploymentView | None:
@@ -202,6 +251,8 @@ def observe(
         scaling=world.scaling(key),
         startup_seconds=world.startup_seconds(key),
         gateway=world.gateway,
+        autoscalers=tuple(world.autoscalers(key)),
+        keda_trouble=world.keda_trouble,
         route=_owned_child(world, SLICE, Key(key.namespace, names.gateway_slice(key.name)), uid),
         is_answered=world.is_answered(key),
         held_port=world.ports.port(key),

@@ -4,6 +4,7 @@ Order matters and is the order of the list: what is recorded comes before what i
 comes up before what goes away. Each action carries the uid of what it changes as precondition.
 
     claim ─► fetch Job ─► (content recorded) ─► Deployment of the revision ─► ready ─► older ones go
+    one autoscaler goes ─► is gone ─► the other comes
     Service and disruption budget: always; EndpointSlice to the gateway: see route.py
 """
 
@@ -11,13 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quire_operator import children, fetch, pods, route
+from quire_operator import autoscalers, children, fetch, pods, route
 from quire_operator.errors import OverlayError
 from quire_operator.fetch import FetchState, Stage
 from quire_operator.kinds import (
     BUDGET,
+    BY_NAME,
     CLAIM,
     DEPLOYMENT,
+    HPA,
     JOB,
     POD,
     SERVICE,
@@ -26,7 +29,7 @@ from quire_operator.kinds import (
     Manifest,
 )
 from quire_operator.observe import Observation
-from quire_operator.views import ChildView, ClaimView, DeploymentView
+from quire_operator.views import AutoscalerView, ChildView, ClaimView, DeploymentView
 
 POLL_SECONDS = 5.0
 """How often a running fetch is asked for its bytes."""
@@ -101,7 +104,14 @@ class Delete:
     resource_version: str | None = None
 
 
-Action = Create | Ensure | SetReplicas | Annotate | Grow | JoinClaim | LeaveClaim | Delete
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """spec.replicas through /scale, on the switch to an HPA: at 0 an HPA stops itself."""
+
+    replicas: int
+
+
+Action = Create | Ensure | SetReplicas | Annotate | Grow | JoinClaim | LeaveClaim | Delete | Lift
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +129,7 @@ def plan(seen: Observation) -> Plan:
     """Everything that is to be done for the service now; empty when the world is as wanted."""
     state = fetch.state(seen)
     refusal = _refusal(seen)
-    actions = [*_address(seen), *_route(seen), *_claim(seen, state)]
+    actions = [*_autoscaler(seen), *_address(seen), *_route(seen), *_claim(seen, state)]
     if refusal is None:
         actions += [*_fetch(seen, state), *_revision(seen, state), *_mend(seen, state)]
     actions += [*_older(seen), *_unroute(seen), *_stale(seen), *_release(seen)]
@@ -144,6 +154,51 @@ def _address(seen: Observation) -> list[Action]:
 def _held(action: Ensure) -> bool:
     """Whether the live object is what we would apply: nothing is sent then."""
     return action.live is not None and children.holds(action.live, action.manifest)
+
+
+def _autoscaler(seen: Observation) -> list[Action]:
+    """The one that the mode wants, once every other one is gone: never two write replicas."""
+    kind, live = autoscalers.wanted_kind(seen.spec), seen.autoscaler
+    if seen.other_writers:
+        return [
+            Delete(BY_NAME[view.kind], view.meta.name, view.meta.uid)
+            for view in seen.other_writers
+            if seen.uid in view.meta.owners and not view.meta.deleting
+        ]
+    if kind is None or keda_obstacle(seen) is not None or (live is not None and live.meta.deleting):
+        return []
+    action = Ensure(kind, _autoscaler_manifest(seen, kind), live)
+    if _held(action):
+        return []
+    return [Lift(1), action] if _is_switch_to_hpa(seen, kind, live) else [action]
+
+
+def keda_obstacle(seen: Observation) -> str | None:
+    """Why mode keda cannot have its ScaledObject, with the way out."""
+    if seen.spec.scaling.mode != "keda":
+        return None
+    if seen.keda_trouble is not None:
+        return seen.keda_trouble
+    if autoscalers.needs_scaler(seen.spec.scaling) and seen.defaults.keda_scaler is None:
+        return (
+            "KEDA is to ask the operator, which does not answer it: set the chart's "
+            "keda.externalScaler.enabled, or set scaling.keda.prometheusServer and no "
+            "idleSecondsToZero"
+        )
+    return None
+
+
+def _autoscaler_manifest(seen: Observation, kind: Kind) -> Manifest:
+    if kind is HPA:
+        return autoscalers.hpa(seen.key, seen.uid, seen.spec, seen.limits)
+    scaler = seen.defaults.keda_scaler
+    return autoscalers.scaled_object(seen.key, seen.uid, seen.spec, seen.limits, scaler)
+
+
+def _is_switch_to_hpa(seen: Observation, kind: Kind, live: AutoscalerView | None) -> bool:
+    """A service that was made with 0 is paused by its maker; a later 0 finds the HPA there."""
+    made_so = seen.service.generation <= 1
+    return kind is HPA and live is None and seen.spec.replicas == 0 and not made_so
 
 
 def _route(seen: Observation) -> list[Action]:
@@ -273,12 +328,21 @@ def _again(seen: Observation, state: FetchState) -> float | None:
     if state.stage is Stage.RUNNING or _init_fetches(seen):
         moves = seen.progress is not None and seen.progress.moves
         waits.append(POLL_SECONDS if moves else FIRST_POLL_SECONDS)
-    if state.stage is Stage.NO_CLAIM:
+    if state.stage is Stage.NO_CLAIM or _autoscaler_leaves(seen):
         waits.append(WAIT_SECONDS)
+    until = seen.minimum.until if seen.spec.scaling.mode in ("hpa", "keda") else None
+    if until is not None:
+        waits.append(max(1.0, until.timestamp() - seen.now))
     deadline = _deadline(seen)
     if deadline is not None and deadline > 0:
         waits.append(deadline)
     return min(waits, default=None)
+
+
+def _autoscaler_leaves(seen: Observation) -> bool:
+    """No watch tells of ScaledObjects, and KEDA takes its time."""
+    live = seen.autoscaler
+    return bool(seen.other_writers) or (live is not None and live.meta.deleting)
 
 
 def _init_fetches(seen: Observation) -> bool:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from quire_operator import api, status
-from quire_operator.apply import Applier
+from quire_operator.apply import Applier, look
 from quire_operator.client import Api
 from quire_operator.conditions import Case, Problem
 from quire_operator.errors import ApiError, NotFound, NotLeader
-from quire_operator.kinds import CLAIM, EVENT
+from quire_operator.kinds import BY_NAME, CLAIM, EVENT, POLLED
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
 from quire_operator.observe import Defaults, Observation, observe
@@ -70,6 +70,7 @@ class Reconciler:
             await status.write(self.client, self.world, service, invalid)
             return None
         await self._see_foreign_claim(key, service)
+        await self._see_leaving_autoscalers(key)
         self._hold_port(key, service.spec)
         seen = observe(self.world, key, service, service.spec, self.defaults, self.wall())
         seen = await self._ask_around(seen)
@@ -120,6 +121,13 @@ class Reconciler:
             logger.error("[%s] no gateway port is free: too many services may sleep", key)
         elif port != before and before is not None:
             logger.warning("[%s] gateway port %d is another's, now %d", key, before, port)
+
+    async def _see_leaving_autoscalers(self, key: Key) -> None:
+        """Whose end no watch tells of, and the other mode waits for."""
+        for view in self.world.autoscalers(key):
+            if view.meta.deleting and BY_NAME[view.kind] in POLLED:
+                at = Key(key.namespace, view.meta.name)
+                await look(self.client, self.world, BY_NAME[view.kind], at)
 
     async def _see_foreign_claim(self, key: Key, service: ServiceView) -> None:
         """A claim of the user's carries no label of ours, so that no watch tells of it."""

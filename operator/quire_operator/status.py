@@ -107,13 +107,20 @@ def _scaling(seen: Observation, before: api.ScalingStatus | None) -> api.Scaling
     """Decisions of this process before those of earlier ones; with mode none but a history."""
     if seen.spec.scaling.mode != "builtin":
         kept = before.decisions if before else []
-        return api.ScalingStatus(decisions=kept) if kept else None
+        desired = _autoscaler_wants(seen)
+        return api.ScalingStatus(desired=desired, decisions=kept) if kept or desired else None
     if seen.scaling is None:
         return before
     known = list(seen.scaling.decisions)
     earlier = [d for d in (before.decisions if before else []) if d not in known]
     decisions = (known + earlier)[:MAX_DECISIONS]
     return api.ScalingStatus(desired=seen.scaling.report.desired, decisions=decisions)
+
+
+def _autoscaler_wants(seen: Observation) -> int | None:
+    """What the HPA says; one that stands at 0 says nothing."""
+    hpa = {"hpa": seen.autoscaler, "keda": seen.keda_hpa}.get(seen.spec.scaling.mode)
+    return hpa.desired or None if hpa is not None else None
 
 
 def _comparable(status: api.Status) -> api.Status:

@@ -35,6 +35,7 @@ from quire_operator.metrics import Metrics
 from quire_operator.names import Key
 from quire_operator.observe import Defaults, Progress
 from quire_operator.reconcile import Reconciler
+from quire_operator.scaled_objects import ScaledObjectPoller
 from quire_operator.status import timestamp
 from quire_operator.testing_endpoints import activation_lease, selector_slice
 from quire_operator.testing_fields import Path, leaves, merge_patch, set_at, take_back, value_at
@@ -62,6 +63,8 @@ class FakeCluster:
         self.writes: list[str] = []
         self.refuse: dict[Kind, ApiError] = {}
         """Errors for writes to a kind: a quota, an outage."""
+        self.unknown: set[Kind] = set()
+        """Kinds whose definitions are not installed."""
         self._objects: dict[tuple[Kind, Key], _Stored] = {}
         self._versions = itertools.count(1)
         self._uids = itertools.count(1)
@@ -81,6 +84,7 @@ class FakeCluster:
         fields: str = "",
         metadata_only: bool = False,
     ) -> list[Manifest]:
+        self._know(kind)
         wanted = dict(pair.split("=") for pair in labels.split(",") if pair)
         found = []
         for (of, at), stored in self._objects.items():
@@ -162,7 +166,7 @@ class FakeCluster:
             return
         wanted = {"uid": uid} | ({"resourceVersion": resource_version} if resource_version else {})
         self._check(stored, wanted)
-        self.remove(kind, at)
+        self._dispose(kind, at)
 
     # ---- what a test does ----
 
@@ -198,11 +202,21 @@ class FakeCluster:
             owners = child.body["metadata"].get("ownerReferences") or []
             kept = [owner for owner in owners if owner["uid"] in alive]
             if owners and not kept:
-                self.remove(of, where)
+                self._dispose(of, where)
             elif len(kept) < len(owners):
                 before = copy.deepcopy(child.body)
                 child.body["metadata"]["ownerReferences"] = kept
                 self._changed(of, where, child, before)
+
+    def _dispose(self, kind: Kind, at: Key) -> None:
+        """Removes, or marks what a finalizer holds."""
+        stored = self._objects[kind, at]
+        if not stored.body["metadata"].get("finalizers"):
+            self.remove(kind, at)
+        elif "deletionTimestamp" not in stored.body["metadata"]:
+            before = copy.deepcopy(stored.body)
+            stored.body["metadata"]["deletionTimestamp"] = timestamp(self.now)
+            self._changed(kind, at, stored, before)
 
     def all(self, kind: Kind) -> list[Manifest]:
         """Copies of all objects of a kind."""
@@ -303,11 +317,18 @@ class FakeCluster:
         kind = kind_of(manifest)
         at = Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
         self.writes.append(f"{verb} {kind.kind}/{at.name}")
+        self._know(kind)
         if kind in self.refuse:
             raise self.refuse[kind]
         return kind, at
 
+    def _know(self, kind: Kind) -> None:
+        if kind in self.unknown:
+            words = "the server could not find the requested resource"
+            raise NotFound(404, f"{kind.plural}", words, "NotFound")
+
     def _stored(self, kind: Kind, at: Key) -> _Stored:
+        self._know(kind)
         if (kind, at) not in self._objects:
             raise NotFound(404, f"{kind.plural}/{at}", "not found")
         return self._objects[kind, at]
@@ -389,17 +410,19 @@ class Rig:
         image: str = "engine:v1",
         hf_endpoint: str | None = None,
         cluster: FakeCluster | None = None,
+        keda_scaler: str | None = "quire-keda.quire-system.svc:9100",
     ) -> None:
         self.cluster = cluster or FakeCluster()
         self.woken: dict[Key, None] = {}
         self.world = World(lambda key: self.woken.setdefault(key), lambda: self.cluster.now)
         self.progress = FakeProgress()
         self.again: dict[Key, float | None] = {}
+        self.scaled_objects = ScaledObjectPoller(self.cluster, self.world, ())
         self.cluster.subscribe(self._feed)
         self.reconciler = Reconciler(
             client=self.cluster,
             world=self.world,
-            defaults=Defaults(image=image, hf_endpoint=hf_endpoint),
+            defaults=Defaults(image=image, hf_endpoint=hf_endpoint, keda_scaler=keda_scaler),
             progress=self.progress,
             metrics=Metrics(),
             is_leader=lambda: True,

@@ -19,9 +19,11 @@ from quire_operator.kinds import (
     BUDGET,
     CLAIM,
     DEPLOYMENT,
+    HPA,
     JOB,
     LEASE,
     POD,
+    SCALED_OBJECT,
     SERVICE,
     SERVICE_KIND,
     SLICE,
@@ -68,6 +70,31 @@ class ChildView:
 
     meta: Meta
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionView:
+    """A condition that another controller tells."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoscalerView(ChildView):
+    """A HorizontalPodAutoscaler, ours or KEDA's, or a ScaledObject."""
+
+    kind: str
+    conditions: tuple[ConditionView, ...]
+    desired: int | None
+    """Replicas that an HPA wants."""
+    deleted: float | None
+    """Epoch seconds: when its deletion was asked for, while a finalizer holds it."""
+
+    def condition(self, type_: str) -> ConditionView | None:
+        return next((found for found in self.conditions if found.type == type_), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +303,27 @@ def _child(body: Manifest) -> ChildView:
     return ChildView(meta=_meta(body), body=_body(body))
 
 
+def _autoscaler(body: Manifest) -> AutoscalerView:
+    status = body.get("status") or {}
+    told = [
+        ConditionView(
+            type=str(condition.get("type", "")),
+            status=str(condition.get("status", "Unknown")),
+            reason=str(condition.get("reason", "")),
+            message=str(condition.get("message", "")),
+        )
+        for condition in status.get("conditions") or ()
+    ]
+    return AutoscalerView(
+        meta=_meta(body),
+        body=_body(body),
+        kind=body["kind"],
+        conditions=tuple(told),
+        desired=status.get("desiredReplicas"),
+        deleted=epoch(body["metadata"].get("deletionTimestamp")),
+    )
+
+
 def _claim(body: Manifest) -> ClaimView:
     spec, status = body.get("spec") or {}, body.get("status") or {}
     requests = (spec.get("resources") or {}).get("requests") or {}
@@ -449,6 +497,8 @@ _PROJECTIONS: dict[Kind, Callable[[Manifest], View]] = {
     DEPLOYMENT: _deployment,
     JOB: _job,
     POD: _pod,
+    HPA: _autoscaler,
+    SCALED_OBJECT: _autoscaler,
     SLICE: _slice,
     LEASE: _lease,
 }

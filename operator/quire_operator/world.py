@@ -10,12 +10,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from quire_operator import api, names
+from quire_operator import api, autoscalers, names
 from quire_operator.activation import Sighting, sight
-from quire_operator.kinds import CLAIM, DEPLOYMENT, JOB, LEASE, POD, SERVICE_KIND, SLICE, Kind
+from quire_operator.kinds import (
+    CLAIM,
+    DEPLOYMENT,
+    HPA,
+    JOB,
+    LEASE,
+    POD,
+    SCALED_OBJECT,
+    SERVICE_KIND,
+    SLICE,
+    Kind,
+)
 from quire_operator.names import Key
 from quire_operator.ports import Ports
 from quire_operator.views import (
+    AutoscalerView,
     ClaimView,
     DeploymentView,
     EndpointsView,
@@ -29,6 +41,7 @@ from quire_operator.views import (
 )
 
 MAX_DECISIONS = 5
+AUTOSCALERS = (HPA, SCALED_OBJECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +118,7 @@ class World:
         self.on_activation: Callable[[Key], None] = lambda key: None
         self.ports = Ports()
         self._gateway: Gateway | None = None
+        self._keda_trouble: str | None = None
         self._activations: dict[Key, Sighting] = {}
         self._objects: dict[Kind, dict[Key, View]] = {}
         self._by_service: dict[tuple[Kind, Key], set[Key]] = {}
@@ -146,6 +160,16 @@ class World:
         if kind is LEASE:
             self._activations.pop(at, None)
         self._notify(kind, at, before)
+
+    def set_keda_trouble(self, trouble: str | None) -> None:
+        """Takes why no ScaledObject can be made, None for that they can; wakes who wants one."""
+        if trouble == self._keda_trouble:
+            return
+        self._keda_trouble = trouble
+        for key in self.keys():
+            service = self.service(key)
+            if service is not None and service.spec and service.spec.scaling.mode == "keda":
+                self._wake(key)
 
     def set_gateway(self, gateway: Gateway) -> None:
         """Takes which pods of the gateway's are ready; wakes those that may lead to them."""
@@ -225,6 +249,15 @@ class World:
         sighting = self._activations.get(Key(key.namespace, names.activation(key.name)))
         return sighting is not None and sighting.is_fresh(self._wall())
 
+    @property
+    def keda_trouble(self) -> str | None:
+        return self._keda_trouble
+
+    def autoscalers(self, key: Key) -> list[AutoscalerView]:
+        """HPAs and ScaledObjects of a service's, KEDA's own HPA among them."""
+        views = (view for kind in AUTOSCALERS for view in self._children(kind, key))
+        return [view for view in views if isinstance(view, AutoscalerView)]
+
     def scaling(self, key: Key) -> ScalingRecord | None:
         return self._scaling.get(key)
 
@@ -249,13 +282,18 @@ class World:
             pending=max(0, wanted - len(ready) - len(starting) - unschedulable),
             unschedulable=unschedulable,
             deleting=service.meta.deleting,
+            activated=self.is_activated(key),
+            gateway_ready=self._holds_requests(service),
             uid=service.meta.uid,
             resource_version=service.meta.resource_version,
             starting=starting,
             draining=len(alive) - len(present),
-            activated=self.is_activated(key),
-            gateway_ready=self._holds_requests(service),
+            other_writer=self._other_writer(key, service.spec),
         )
+
+    def _other_writer(self, key: Key, spec: api.Spec) -> str | None:
+        others = autoscalers.others(key, spec, self.autoscalers(key))
+        return f"{others[0].kind} {others[0].meta.name}" if others else None
 
     def startup_seconds(self, key: Key) -> float | None:
         """Seconds from start to readiness of the pod that last became ready under our eyes."""
