@@ -55,6 +55,9 @@ format: venv ## let ruff put the code in order
 	$(PY) -m ruff format .
 	.venv/bin/clang-format -i $$(git ls-files 'kernels/*.h' 'kernels/*.cpp')
 
+proto: venv ## write the operator's gRPC messages anew from their .proto
+	cd operator/quire_operator && ../../$(PY) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. externalscaler.proto
+
 unit: venv model ## every test that needs no cluster
 	$(PY) -m pytest -m "not interpreter and not gpu"
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels -m interpreter
@@ -103,7 +106,11 @@ bench: venv model ## measure: writes tests/bench/results
 bench-service: images ## measure apply to first token on the cluster
 	$(CLUSTER) exec -- $(PY) tests/bench/bench_service.py
 
-.PHONY: help venv lock lint format unit model e2e test cluster-up cluster-down cluster-status images addons shell demo bench bench-service
+bench-scaling: images ## measure a round of the scaling loop over 1,000 simulated services
+	$(CLUSTER) tool kwok >/dev/null
+	$(CLUSTER) exec -- $(PY) tests/bench/bench_scaling.py
+
+.PHONY: help venv lock lint format proto unit model e2e test cluster-up cluster-down cluster-status images addons shell demo bench bench-service bench-scaling
 
 simulate: venv ## replay the scenarios of operator/docs through the scaler and draw them anew
 	for scenario in operator/docs/scenarios/*.yaml; do \

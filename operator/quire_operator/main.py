@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import aiohttp
@@ -20,7 +20,7 @@ from kubernetes.aio import config
 from kubernetes.aio.client.api_client import ApiClient
 from kubernetes.aio.client.configuration import Configuration
 
-from quire_operator import api, health, metrics, names, scaling_loop
+from quire_operator import api, external_metrics, health, metrics, names, scaling_loop
 from quire_operator.client import KubeClient
 from quire_operator.errors import NotFound, QuireError
 from quire_operator.gateway import GatewayPoll
@@ -32,6 +32,8 @@ from quire_operator.progress import ProgressReader
 from quire_operator.queue import WorkQueue
 from quire_operator.readings import Readings
 from quire_operator.reconcile import Reconciler
+from quire_operator.scaled_objects import ScaledObjectPoller
+from quire_operator.scaling_config import GAP_ROUNDS
 from quire_operator.settings import Settings
 from quire_operator.sweep import Sweeper
 from quire_operator.views import project
@@ -113,7 +115,9 @@ class Operator:
         self.queue = WorkQueue()
         self.world = World(self.queue.add)
         self.metrics = metrics.Metrics()
-        self.readings = Readings()
+        self.readings = Readings(GAP_ROUNDS * settings.scrape_interval_seconds)
+        self._on_activation: list[Callable[[Key], None]] = []
+        self.world.on_activation = self._activated
         unguarded = KubeClient(transport, write_seconds=settings.lease_seconds / 3.0)
         self.leader = Leader(
             unguarded,
@@ -127,10 +131,16 @@ class Operator:
         self.client = unguarded.guarded(self.leader.guard)
         self.sweeper = Sweeper(self.client, self.world, settings.watch_namespaces)
         self.gateway = _gateway(settings, self.client, self.world)
+        self.scaled_objects = ScaledObjectPoller(self.client, self.world, settings.watch_namespaces)
         self.reconciler = Reconciler(
             client=self.client,
             world=self.world,
-            defaults=Defaults(image=settings.engine_image, hf_endpoint=settings.hf_endpoint),
+            defaults=Defaults(
+                image=settings.engine_image,
+                hf_endpoint=settings.hf_endpoint,
+                keda_scaler=settings.keda_scaler_address,
+                external_metrics=settings.external_metrics_port > 0,
+            ),
             progress=ProgressReader(session),
             metrics=self.metrics,
             is_leader=lambda: self.leader.is_leader,
@@ -163,6 +173,7 @@ class Operator:
             raise QuireError(
                 f"the API server knows no {api.PLURAL}.{api.GROUP}: install the chart's CRD first"
             ) from e
+        await self.scaled_objects.poll()
 
     async def _watching(self) -> None:
         """kopf until SIGTERM. It gives up on a kind that is gone: the CRD's removal, say."""
@@ -192,10 +203,33 @@ class Operator:
             on_start=self._wake_sleepers,
         )
         polls = [self.gateway.run()] if self.gateway is not None else []
+        polls += [self.scaled_objects.run(), *self._answering()]
         return [self.leader.run(), self.sweeper.run(), self._gauge(), scaling, *polls, *workers]
 
+    def _answering(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What HPAs and KEDA ask us, where it is switched on."""
+        settings, interval = self.settings, self.settings.scrape_interval_seconds
+        if settings.external_metrics_port:
+            identity = external_metrics.Identity(
+                settings.external_metrics_certificate, settings.external_metrics_key
+            )
+            answers = external_metrics.ExternalMetrics(self.readings, interval)
+            port = settings.external_metrics_port
+            yield external_metrics.Server(answers, self.client, identity, port).run()
+        if settings.keda_scaler_port:
+            # Here, as gRPC costs 20 MiB that most operators need not pay.
+            from quire_operator import keda_scaler
+
+            activity = keda_scaler.Activity(self.world, self.readings, interval)
+            self._on_activation.append(activity.activated)
+            yield keda_scaler.run(activity, settings.keda_scaler_port)
+
     def _wake_sleepers(self, loop: scaling_loop.ScalingLoop) -> None:
-        self.world.on_activation = loop.hurry
+        self._on_activation.append(loop.hurry)
+
+    def _activated(self, key: Key) -> None:
+        for listener in self._on_activation:
+            listener(key)
 
     async def _reconcile(self, key: Key) -> float | None:
         self._busy[key] = time.monotonic()

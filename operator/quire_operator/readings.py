@@ -6,7 +6,7 @@ external metrics API and the KEDA scaler read. No I/O, no clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quire_operator.names import Key
 
@@ -35,17 +35,28 @@ class Reading:
     """No request runs, waits, is held or came since the round before; None when not known."""
     idle_since: float | None = None
     """Seconds on the monotonic clock since when, without a gap, every round was complete and found
-    nothing running, nothing waiting and no request arrived. None: not idle, or not known to be."""
+    nothing running, nothing waiting and no request arrived. None: not idle, or not known to be.
+    `Readings` finds it."""
 
 
 class Readings:
-    """The last reading of each service."""
+    """The last reading of each service. `gap_seconds`: two readings that lie further apart leave
+    open what happened between them."""
 
-    def __init__(self) -> None:
+    def __init__(self, gap_seconds: float = 15.0) -> None:
+        self._gap_seconds = gap_seconds
         self._latest: dict[Key, Reading] = {}
 
     def put(self, key: Key, reading: Reading) -> None:
-        self._latest[key] = reading
+        since = self._idle_since(self._latest.get(key), reading)
+        self._latest[key] = replace(reading, idle_since=since)
+
+    def _idle_since(self, before: Reading | None, now: Reading) -> float | None:
+        if not now.idle or not now.complete:
+            return None
+        if before is None or before.idle_since is None or now.at - before.at > self._gap_seconds:
+            return now.at
+        return before.idle_since
 
     def get(self, key: Key) -> Reading | None:
         return self._latest.get(key)
