@@ -42,6 +42,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- end -}}
 
+{{- define "quire.externalMetricsName" -}}
+{{- printf "%s-metrics-api" (include "quire.fullname" .) -}}
+{{- end -}}
+
+{{- /* Ports of one pod must differ; 8080 serves the probes. */ -}}
+{{- define "quire.checkPorts" -}}
+{{- $taken := dict "8080" "the probes" -}}
+{{- $ports := list (list "metrics.port" .Values.metrics.port) -}}
+{{- if .Values.externalMetrics.enabled }}{{ $ports = append $ports (list "externalMetrics.port" .Values.externalMetrics.port) }}{{ end -}}
+{{- if .Values.keda.externalScaler.enabled }}{{ $ports = append $ports (list "keda.externalScaler.port" .Values.keda.externalScaler.port) }}{{ end -}}
+{{- range $ports -}}
+{{- $port := toString (int (index . 1)) -}}
+{{- if hasKey $taken $port -}}
+{{- fail (printf "%s must not be %s, which serves %s; take another" (index . 0) $port (get $taken $port)) -}}
+{{- end -}}
+{{- $_ := set $taken $port (index . 0) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "quire.registry" -}}
 {{- with .Values.global.imageRegistry }}{{ trimSuffix "/" . }}/{{ end -}}
 {{- end -}}
