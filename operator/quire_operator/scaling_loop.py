@@ -186,8 +186,9 @@ class ScalingLoop:
         self._metrics.scraped(len(said.loads), len(answers) - len(said.loads))
         if view.spec.scaling.mode != "builtin" or view.other_writer is not None:
             # another's history is not ours to conclude from
-            self._states[key] = _State(state.pods, minimum=state.minimum)
-            self._stand_aside(key, view)
+            blind_rounds = state.blind_rounds
+            state = self._states[key] = _State(state.pods, minimum=state.minimum)
+            self._stand_aside(view, state, blind_rounds)
             return
         decision = decide(config, state.history, seen)
         outcome = await self._follow(view, decision, state)
@@ -238,9 +239,20 @@ class ScalingLoop:
         )
         self._readings.put(key, reading)
 
-    def _stand_aside(self, key: Key, view: Snapshot) -> None:
-        if view.spec.scaling.mode == "builtin" and view.other_writer is not None:
-            self._fleet.record_scaling(key, scaling_report.not_alone(view.other_writer))
+    def _stand_aside(self, view: Snapshot, state: _State, blind_rounds: int) -> None:
+        if view.spec.scaling.mode != "builtin":
+            self._tell_for_others(view, state, blind_rounds)
+        elif view.other_writer is not None:
+            self._fleet.record_scaling(view.key, scaling_report.not_alone(view.other_writer))
+
+    def _tell_for_others(self, view: Snapshot, state: _State, blind_rounds: int) -> None:
+        """What an HPA or KEDA does not get, told before they notice."""
+        reading = self._readings.get(view.key)
+        assert reading is not None  # of this round
+        is_blind = reading.ready > 0 and not reading.complete
+        state.blind_rounds = blind_rounds + 1 if is_blind else 0
+        if not 0 < state.blind_rounds < BLIND_ROUNDS:
+            self._fleet.record_scaling(view.key, scaling_report.passed_on(reading))
 
     async def _follow(self, view: Snapshot, decision: Decision, state: _State) -> _Outcome:
         """Writes what was decided, if it still stands: the scrape may have taken seconds."""

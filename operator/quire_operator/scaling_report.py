@@ -7,6 +7,7 @@ every scrape, so that a busy service costs no status write a round.
 from typing import Literal
 
 from quire_operator.api import ScalingDecision
+from quire_operator.readings import Reading
 from quire_operator.scaling import Decision, Inputs, Reason, ScalingConfig
 from quire_operator.world import ScalingReport
 
@@ -45,6 +46,16 @@ def not_alone(other: str) -> ScalingReport:
         f"{other} still exists and may set replicas; the operator's scaler waits until it is gone"
     )
     return ScalingReport(None, "False", "OtherAutoscaler", message)
+
+
+def passed_on(reading: Reading) -> ScalingReport:
+    """Whether an HPA or KEDA gets a number from us."""
+    if reading.complete or reading.ready == 0:
+        return ScalingReport(None, "True", "Active", "The operator reads every ready pod")
+    reason = Reason.METRICS_MISSING if reading.waiting is None else Reason.METRICS_PARTIAL
+    missing = "; ".join(reading.missing[:3]) or "a target's metric is missing"
+    message = f"{missing}. The autoscaler gets no number, and holds"
+    return ScalingReport(None, "False", reason, message)
 
 
 def _condition(

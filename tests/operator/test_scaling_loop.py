@@ -692,11 +692,31 @@ async def test_where_another_writes_the_loop_only_reads(mode: str) -> None:
     world = bench(mode=mode)
     world.load(waiting=1000)
     await world.rounds(3)
-    assert (world.fleet.writes, world.fleet.reports, world.events) == ([], [], [])
+    assert (world.fleet.writes, world.decisions(), world.events) == ([], [], [])
     assert len(world.asked) == 3
     world.fleet.specs[CHAT] = spec()
     await world.rounds(1)
     assert world.fleet.writes == [(CHAT, 2)]
+
+
+@pytest.mark.parametrize("mode", ["hpa", "keda"])
+async def test_what_the_others_do_not_get_is_told(mode: str) -> None:
+    world = bench(mode=mode)
+    world.fleet.replicas[CHAT] = 2
+    await world.rounds(1)
+    assert world.last.status == "True"
+    world.answers["chat-1"] = Missing("timed out")
+    await world.rounds(1)
+    assert world.last.status == "True", "one lost scrape is noise"
+    await world.rounds(1)
+    assert (world.last.status, world.last.reason) == ("False", "MetricsPartial")
+    assert world.last.message == "pod chat-1 timed out. The autoscaler gets no number, and holds"
+    del world.answers["chat-1"]
+    await world.rounds(1)
+    assert world.last.status == "True"
+    world.fleet.ready[CHAT] = 0
+    await world.rounds(3)
+    assert world.last.status == "True", "that no pod is ready is told by Ready"
 
 
 async def test_nothing_is_written_while_another_writer_exists() -> None:
