@@ -178,7 +178,30 @@ def _keda_hpa(seen: Observation) -> Told | None:
 def _asleep(seen: Observation) -> Told | None:
     if seen.spec.replicas > 0:
         return None
+    if not _has_gateway(seen):
+        words = (
+            "at zero replicas, and no gateway is ready to hold a request and wake the service; "
+            "bring the gateway back, or set replicas to 1 or more"
+        )
+        return "False", "NoGateway", words
     return "True", "Asleep", "no request came for long enough; the next one wakes the service"
+
+
+def _sleepless(seen: Observation) -> Told | None:
+    idle = seen.spec.scaling.idle_seconds_to_zero
+    if idle is None or _has_gateway(seen):
+        return None
+    return (
+        "False",
+        "NoGateway",
+        f"idleSecondsToZero is {idle}, but no gateway is ready to hold requests: never below "
+        f"minReplicas, which is {seen.minimum.replicas}; install quire's gateway, or unset "
+        "idleSecondsToZero",
+    )
+
+
+def _has_gateway(seen: Observation) -> bool:
+    return seen.gateway is not None and bool(seen.gateway.addresses)
 
 
 _LEFT_OVER: tuple[Rule, ...] = (_stuck, _leaving)
@@ -197,6 +220,7 @@ _KEDA: tuple[Rule, ...] = (
     _metrics,
     _keda_fallback,
     _keda_hpa,
+    _sleepless,
 )
 
 

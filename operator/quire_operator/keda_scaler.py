@@ -187,7 +187,7 @@ def _key(ref: pb.ScaledObjectRef) -> Key:
 
 
 def server(activity: Activity, port: int, host: str = "[::]") -> tuple[Any, int]:
-    """A server that is not started yet, and its port. Raises RuntimeError when it is taken."""
+    """A server that is not started yet, and its port. Raises QuireError when it is taken."""
     servicer = _Servicer(activity)
     unary, stream = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
     ref = pb.ScaledObjectRef.FromString
@@ -207,11 +207,17 @@ def server(activity: Activity, port: int, host: str = "[::]") -> tuple[Any, int]
     }
     made = grpc.aio.server()
     made.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-    return made, int(made.add_insecure_port(f"{host}:{port}"))
+    try:
+        return made, int(made.add_insecure_port(f"{host}:{port}"))
+    except RuntimeError as e:
+        raise QuireError(
+            f"KEDA's external scaler cannot listen on port {port}: {e}; set QUIRE_KEDA_SCALER_PORT "
+            "to another"
+        ) from e
 
 
 async def run(activity: Activity, port: int) -> None:
-    """Serves KEDA until cancelled. Raises RuntimeError when the port is taken."""
+    """Serves KEDA until cancelled. Raises QuireError when the port is taken."""
     running, bound = server(activity, port)
     await running.start()
     logger.info("KEDA's external scaler is served on port %d", bound)

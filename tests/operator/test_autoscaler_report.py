@@ -174,3 +174,20 @@ async def test_with_a_prometheus_our_own_readings_are_not_the_matter(rig: Rig) -
     rig.world.record_scaling(CHAT, report)
     await rig.settle()
     assert scaling(rig)[:2] == ("True", "Active")
+
+
+async def test_without_a_gateway_nothing_sleeps_and_it_says_so(rig: Rig) -> None:
+    await up(rig, "keda", idleSecondsToZero=60)
+    status, reason, message = scaling(rig)
+    assert (status, reason) == ("False", "NoGateway")
+    assert "never below minReplicas, which is 1" in message
+    rig.gateway("203.0.113.9")
+    await look(rig)
+    assert scaling(rig)[:2] == ("True", "Active")
+
+
+async def test_asleep_without_a_gateway_says_the_way_out(rig: Rig) -> None:
+    await up(rig, "keda", replicas=0, idleSecondsToZero=60)
+    status, reason, message = scaling(rig)
+    assert (status, reason) == ("False", "NoGateway")
+    assert "set replicas to 1 or more" in message

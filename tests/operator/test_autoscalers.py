@@ -324,6 +324,7 @@ async def test_keda_is_told_of_a_pause(rig: Rig) -> None:
 
 
 async def test_asleep_is_no_pause(rig: Rig) -> None:
+    rig.gateway("203.0.113.9")
     set_spec(rig, scaled("keda", replicas=0, idleSecondsToZero=60))
     await settle(rig)
     annotations = rig.cluster.all(SCALED_OBJECT)[0]["metadata"]["annotations"]

@@ -1,6 +1,7 @@
 """A real gRPC client against the scaler: what KEDA asks, and what it is told."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import pytest
 from quire_operator import externalscaler_pb2 as pb
 from quire_operator import keda_scaler
 from quire_operator.api import decode_spec
+from quire_operator.errors import QuireError
 from quire_operator.keda_scaler import SERVICE, Activity
 from quire_operator.names import Key
 from quire_operator.readings import Reading, Readings
@@ -290,6 +292,14 @@ def test_the_numbers_are_kedas() -> None:
         "GetMetricSpec",
         "GetMetrics",
     ]
+
+
+async def test_a_port_that_is_taken_is_told(rig: Rig) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(QuireError, match="cannot listen on port"):
+            keda_scaler.server(rig.activity, taken.getsockname()[1], "127.0.0.1")
 
 
 def test_an_operator_without_it_does_not_pay_for_it() -> None:
