@@ -59,7 +59,8 @@ proto: venv ## write the operator's gRPC messages anew from their .proto
 	cd operator/quire_operator && ../../$(PY) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. externalscaler.proto
 
 unit: venv model ## every test that needs no cluster
-	$(PY) -m pytest -m "not interpreter and not gpu"
+	$(PY) -m pytest -m "not interpreter and not gpu and not histories"
+	$(PY) -m pytest tests/operator -m histories
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels -m interpreter
 
 model: venv

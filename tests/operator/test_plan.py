@@ -7,12 +7,23 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, POD, SERVICE, SERVICE_KIND
+from quire_operator.kinds import (
+    BUDGET,
+    CLAIM,
+    DEPLOYMENT,
+    HPA,
+    JOB,
+    POD,
+    SCALED_OBJECT,
+    SERVICE,
+    SERVICE_KIND,
+)
 from quire_operator.names import Key
 from quire_operator.testing import Rig, service_manifest
+from quire_operator.testing_autoscalers import run_keda
 
 CHAT = Key("default", "chat")
-CHILDREN = (DEPLOYMENT, SERVICE, BUDGET, CLAIM, JOB, POD)
+CHILDREN = (DEPLOYMENT, SERVICE, BUDGET, CLAIM, JOB, POD, HPA, SCALED_OBJECT)
 
 models = st.sampled_from(
     [
@@ -29,6 +40,7 @@ specs = st.fixed_dictionaries(
             [{}, {"mode": "none"}, {"size": "30Gi"}, {"prefetch": True}, {"size": "1024Mi"}]
         ),
         "engine": st.sampled_from([{}, {"maxModelLen": 512}, {"image": "engine:v9"}]),
+        "scaling": st.sampled_from([{}, *({"mode": mode} for mode in ("builtin", "hpa", "keda"))]),
         "podTemplate": st.sampled_from([{}, {"spec": {"nodeSelector": {"a": "b"}}}]),
     },
 )
@@ -44,6 +56,7 @@ disturbances = st.lists(
             "lose a child",
             "edit",
             "wait",
+            "keda",
         ]
     ),
     max_size=8,
@@ -60,6 +73,8 @@ def disturb(rig: Rig, what: str, seed: int) -> None:
         cluster.run_deployments(ready=what == "pods")
     elif what == "bind":
         cluster.bind_claims()
+    elif what == "keda":
+        run_keda(cluster)
     elif what == "wait":
         cluster.now += chance.choice([1, 30, 700])
     else:
@@ -85,6 +100,8 @@ def lose_or_edit(rig: Rig, what: str, chance: random.Random) -> None:
 async def finish(rig: Rig) -> None:
     for _ in range(5):
         rig.cluster.now += 600  # past every delay
+        run_keda(rig.cluster)
+        await rig.scaled_objects.poll()
         rig.woken[CHAT] = None
         await rig.bring_up(CHAT)
 
@@ -103,24 +120,36 @@ async def live(story: list[tuple[dict[str, Any], list[str]]]) -> None:
             disturb(rig, event, 100 * number + index)
             await rig.settle()
     await finish(rig)
-    check(rig, story[-1][0])
+    check(rig, story[-1][0].get("scaling", {}).get("mode", "none"))
     assert await rig.wake(CHAT) == [], "a second plan over an unchanged world is empty"
     rig.cluster.remove(SERVICE_KIND, CHAT)
     await rig.settle()
+    run_keda(rig.cluster)  # its finalizer
     assert {kind.kind: rig.cluster.all(kind) for kind in CHILDREN} == {
         kind.kind: [] for kind in CHILDREN
     }
 
 
-def check(rig: Rig, spec: dict[str, Any]) -> None:
+AUTOSCALERS = {
+    "hpa": {"HorizontalPodAutoscaler/chat"},
+    "keda": {"ScaledObject/chat", "HorizontalPodAutoscaler/keda-hpa-chat"},
+}
+
+
+def check(rig: Rig, mode: str) -> None:
     deployments = rig.cluster.all(DEPLOYMENT)
+    replicas = rig.cluster.all(SERVICE_KIND)[0]["spec"]["replicas"]
     assert len(deployments) <= 1
-    assert sum(d["spec"]["replicas"] for d in deployments) == spec["replicas"]
+    assert sum(d["spec"]["replicas"] for d in deployments) == replicas
+    found = [*rig.cluster.all(HPA), *rig.cluster.all(SCALED_OBJECT)]
+    names = {f"{body['kind']}/{body['metadata']['name']}" for body in found}
+    paused = {"HorizontalPodAutoscaler/keda-hpa-chat"} if replicas == 0 else set()
+    assert names == AUTOSCALERS.get(mode, set()) - paused
     assert len(rig.cluster.all(CLAIM)) <= 1, "claims of earlier specs are given back"
     assert len(rig.cluster.all(SERVICE)) == len(rig.cluster.all(BUDGET)) == 1
     assert rig.cluster.all(SERVICE)[0]["spec"]["ports"]
     ready = rig.condition(CHAT)
-    expected = ("True", "Ready") if spec["replicas"] else ("False", "ScaledToZero")
+    expected = ("True", "Ready") if replicas else ("False", "ScaledToZero")
     assert (ready.status, ready.reason) == expected
 
 
