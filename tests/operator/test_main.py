@@ -118,3 +118,27 @@ async def test_liveness(wrong: str | None, status: int) -> None:
             assert (await response.text()) == (wrong or "ok")
     finally:
         await runner.cleanup()
+
+
+def answering(**settings: Any) -> list[str]:
+    """What an operator with these settings serves to autoscalers, by the coroutines' names."""
+    operator = Operator(Settings(engine_image="engine:v1", **settings), None, None)  # type: ignore[arg-type]
+    found = list(operator._answering())
+    for coroutine in found:
+        coroutine.close()
+    return [coroutine.__qualname__ for coroutine in found]
+
+
+def test_autoscalers_are_answered_where_it_is_switched_on() -> None:
+    assert answering() == []
+    assert answering(external_metrics_port=6443) == ["Server.run"]
+    keda = {"keda_scaler_port": 9100, "keda_scaler_address": "quire-keda:9100"}
+    assert answering(external_metrics_port=6443, **keda) == ["Server.run", "run"]
+
+
+async def test_an_activation_reaches_all_who_listen() -> None:
+    operator = Operator(Settings(engine_image="engine:v1"), None, None)  # type: ignore[arg-type]
+    heard: list[Key] = []
+    operator._on_activation += [heard.append, heard.append]
+    operator.world.on_activation(Key("default", "chat"))
+    assert heard == [Key("default", "chat")] * 2

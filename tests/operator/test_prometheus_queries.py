@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from quire_operator.names import Key
-from quire_operator.prometheus_queries import query
+from quire_operator.prometheus_queries import query, rules
 from quire_operator.served_metrics import KV_CACHE, METRICS, QUEUE_DEPTH, TTFT_P95
 
 CHAT = Key("default", "chat")
@@ -121,3 +122,44 @@ def test_without_traffic_ttft_is_zero(tmp_path: Path) -> None:
 def test_requests_that_wait_and_get_no_token_are_no_quiet(tmp_path: Path) -> None:
     stuck = pod("a", waiting="7x40", ttft="5x40|5x40")
     assert evaluate(tmp_path, TTFT_P95, stuck) is None
+
+
+# ---- recording rules, for prometheus-adapter ----
+
+SAMPLES = Path(__file__).resolve().parents[2] / "samples/prometheus"
+
+
+def test_the_sample_has_the_operators_rules() -> None:
+    (group,) = yaml.safe_load((SAMPLES / "rules.yaml").read_text())["groups"]
+    assert {rule["record"]: rule["expr"] for rule in group["rules"]} == rules()
+
+
+def test_the_adapters_sample_finds_all_rules() -> None:
+    (rule,) = yaml.safe_load((SAMPLES / "adapter.yaml").read_text())["rules"]["external"]
+    pattern = rule["seriesQuery"].partition('"')[2].rpartition('"')[0]
+    assert all(re.fullmatch(pattern, metric) for metric in METRICS)
+
+
+def test_rules_keep_services_apart(tmp_path: Path) -> None:
+    """As Prometheus evaluates them: a silent pod of one service takes only that one's number."""
+    if PROMTOOL is None:
+        pytest.skip("promtool (of Debian's prometheus) is not installed")
+    whole = pod("a", waiting="3x40")
+    silent = pod("b", up="1x20 0x19", waiting="9x20 stale")
+    other = {s.replace('"chat"', '"other"'): v for s, v in pod("c", waiting="5x40").items()}
+    labels = '{namespace="default", service="other", serving_quire_dev_service="other"}'
+    expected = {"labels": f"quire_queue_depth{labels}", "value": 5}
+    test = {
+        "interval": "15s",
+        "input_series": [
+            {"series": s, "values": v} for s, v in {**whole, **silent, **other}.items()
+        ],
+        "promql_expr_test": [
+            {"expr": "quire_queue_depth", "eval_time": "10m", "exp_samples": [expected]}
+        ],
+    }
+    file = tmp_path / "test.yaml"
+    file.write_text(json.dumps({"rule_files": [str(SAMPLES / "rules.yaml")], "tests": [test]}))
+    command = [PROMTOOL, "test", "rules", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
