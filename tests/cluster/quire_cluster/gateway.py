@@ -14,8 +14,9 @@ _START_SECONDS = 60
 
 
 @contextmanager
-def installed() -> Iterator[None]:
-    """The stub runs and the operator knows it; both undone on the way out.
+def installed(*more: str) -> Iterator[None]:
+    """The stub runs and the operator knows it; both undone on the way out. `more`: values of the
+    chart's to have meanwhile.
 
     The chart must be installed: the stub lies in its namespace.
     """
@@ -23,7 +24,7 @@ def installed() -> Iterator[None]:
     kube.apply(objects)
     try:
         wait_pods(1)
-        with installation.values(f"gateway.serviceName={NAME}"):
+        with installation.values(f"gateway.serviceName={NAME}", *more):
             yield
     finally:
         for item in objects["items"]:
