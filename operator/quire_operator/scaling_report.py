@@ -67,7 +67,8 @@ def _condition(
     if config.schedule_errors:
         words = "; ".join(config.schedule_errors)
         return "False", Reason.INVALID_SCHEDULE, f"{words}. Not scaling down until it is corrected"
-    if reason in (Reason.ASLEEP, Reason.IDLE, Reason.NO_GATEWAY):
+    goes_to_sleep = reason is Reason.IDLE and not config.dry_run
+    if goes_to_sleep or reason in (Reason.ASLEEP, Reason.NO_GATEWAY):
         return _at_rest(config, decision)
     if reason is Reason.NO_READY_PODS:
         return "False", reason, "No pod is ready, so there is no load to measure"

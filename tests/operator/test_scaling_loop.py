@@ -652,6 +652,16 @@ async def test_an_event_that_cannot_be_posted_stops_no_scaling(
     assert "event ScaledUp not posted" in caplog.text
 
 
+async def test_a_dry_run_sleeps_in_words_only() -> None:
+    world = bench(dryRun=True, idleSecondsToZero=30)
+    world.fleet.gateway_ready = True
+    world.answers["chat-0"] = replace(IDLE, ended=0.0)
+    await world.rounds(10)
+    assert world.fleet.writes == []
+    assert world.last.reason == "DryRun"
+    assert [decision.to_replicas for decision in world.decisions()] == [0]
+
+
 async def test_a_dry_run_posts_no_move() -> None:
     world = bench(dryRun=True)
     world.load(waiting=24)
