@@ -41,7 +41,7 @@ from quire_operator.plan import (
     Lift,
     SetReplicas,
 )
-from quire_operator.views import project
+from quire_operator.projections import project
 from quire_operator.world import World
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from quire_operator import api, names, pods, views
+from quire_operator import api, names, pods, values
 from quire_operator.api import Spec
 from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, SERVICE, SLICE, Kind, Manifest
 from quire_operator.names import Key
@@ -46,7 +46,7 @@ def holds(live: ChildView, manifest: Manifest) -> bool:
     """Whether a live child is what the manifest asks for: applied from it, and unchanged since."""
     applied = live.meta.annotations.get(names.ANNOTATION_DIGEST)
     wanted = manifest["metadata"]["annotations"][names.ANNOTATION_DIGEST]
-    return applied == wanted and views.holds(msgspec.json.decode(live.body), manifest)
+    return applied == wanted and values.holds(msgspec.json.decode(live.body), manifest)
 
 
 def service(key: Key, uid: str) -> Manifest:

@@ -15,7 +15,8 @@ from quire_operator import names
 from quire_operator.client import Api
 from quire_operator.errors import ApiError
 from quire_operator.kinds import SLICE
-from quire_operator.views import Gateway, gateway_of
+from quire_operator.projections import gateway_of
+from quire_operator.views import Gateway
 
 logger = logging.getLogger(__name__)
 

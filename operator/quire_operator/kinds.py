@@ -9,7 +9,7 @@ from quire_operator import api
 
 Manifest: TypeAlias = dict[str, Any]
 """A Kubernetes object as JSON. Built in `children.py` and `pods.py`, sent by `apply.py`, read in
-`views.py`; nothing else looks inside."""
+`projections.py`; nothing else looks inside."""
 
 
 @dataclass(frozen=True, slots=True)

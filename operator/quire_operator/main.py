@@ -29,6 +29,7 @@ from quire_operator.leader import Leader
 from quire_operator.names import Key
 from quire_operator.observe import Defaults
 from quire_operator.progress import ProgressReader
+from quire_operator.projections import project
 from quire_operator.queue import WorkQueue
 from quire_operator.readings import Readings
 from quire_operator.reconcile import Reconciler
@@ -36,7 +37,6 @@ from quire_operator.scaled_objects import ScaledObjectPoller
 from quire_operator.scaling_config import GAP_ROUNDS
 from quire_operator.settings import Settings
 from quire_operator.sweep import Sweeper
-from quire_operator.views import project
 from quire_operator.world import World
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from quire_operator.kinds import BUDGET, SERVICE, SLICE, Kind
 from quire_operator.names import Key
 from quire_operator.pods import Mount, mount_of, revision_of, spec_digest
 from quire_operator.schedules import Minimum
+from quire_operator.values import quantity
 from quire_operator.views import (
     AutoscalerView,
     ChildView,
@@ -20,7 +21,6 @@ from quire_operator.views import (
     JobView,
     PodView,
     ServiceView,
-    quantity,
 )
 from quire_operator.world import ScalingRecord, World
 

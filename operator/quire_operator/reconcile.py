@@ -19,7 +19,8 @@ from quire_operator.observe import Defaults, Observation, observe
 from quire_operator.plan import Plan, plan
 from quire_operator.pods import mount_of
 from quire_operator.progress import ProgressSource
-from quire_operator.views import JobView, PodView, ServiceView, project
+from quire_operator.projections import project
+from quire_operator.views import JobView, PodView, ServiceView
 from quire_operator.world import World
 
 logger = logging.getLogger(__name__)

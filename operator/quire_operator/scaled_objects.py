@@ -16,7 +16,7 @@ from quire_operator.client import Api
 from quire_operator.errors import ApiError, Denied, NotFound
 from quire_operator.kinds import SCALED_OBJECT
 from quire_operator.names import Key
-from quire_operator.views import project
+from quire_operator.projections import project
 from quire_operator.world import World
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from quire_operator.conditions import Case, Finding
 from quire_operator.kinds import SERVICE_KIND
 from quire_operator.names import Key
 from quire_operator.observe import Observation
-from quire_operator.views import ServiceView, project
+from quire_operator.projections import project
+from quire_operator.views import ServiceView
 from quire_operator.world import MAX_DECISIONS, World
 
 

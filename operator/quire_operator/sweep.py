@@ -17,7 +17,7 @@ from quire_operator.client import Api
 from quire_operator.errors import ApiError, NotFound
 from quire_operator.kinds import CHILDREN, SERVICE_KIND, Kind, Manifest
 from quire_operator.names import Key
-from quire_operator.views import project
+from quire_operator.projections import project
 from quire_operator.world import World
 
 logger = logging.getLogger(__name__)

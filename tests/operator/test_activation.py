@@ -5,8 +5,9 @@ import pytest
 from quire_operator.activation import Sighting, sight
 from quire_operator.kinds import LEASE
 from quire_operator.names import Key
+from quire_operator.projections import project
 from quire_operator.testing_endpoints import activation_lease
-from quire_operator.views import LeaseView, project
+from quire_operator.views import LeaseView
 
 NOW = 1_700_000_000.0
 SECONDS = 15

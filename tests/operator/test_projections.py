@@ -1,9 +1,10 @@
-"""Projections of objects as the API server sends them; when a live one holds what is wanted."""
+"""Projections of objects as the API server sends them."""
 
 import pytest
 
-from quire_operator.kinds import JOB, POD, SERVICE_KIND, Manifest
-from quire_operator.views import JobView, PodView, ServiceView, holds, project, quantity
+from quire_operator.kinds import JOB, POD, SCALED_OBJECT, SERVICE_KIND, Manifest
+from quire_operator.projections import project
+from quire_operator.views import AutoscalerView, ConditionView, JobView, PodView, ServiceView
 
 
 def meta(**more: object) -> Manifest:
@@ -77,47 +78,20 @@ def test_a_service_whose_spec_does_not_decode_says_where() -> None:
     assert "$.model.uri" in service.error
 
 
-@pytest.mark.parametrize(
-    ("live", "wanted"),
-    [
-        ({"a": 1, "b": 2}, {"a": 1}),
-        ({"cpu": "1"}, {"cpu": "1000m"}),
-        ({"memory": "2Gi"}, {"memory": "2048Mi"}),
-        ({"n": "2"}, {"n": 2}),
-        ({}, {"empty": {}, "none": None, "list": [], "off": False}),
-        ({"l": [{"name": "x", "added": 1}, {"name": "y"}]}, {"l": [{"name": "y"}, {"name": "x"}]}),
-    ],
-)
-def test_holds(live: Manifest, wanted: Manifest) -> None:
-    assert holds(live, wanted)
-
-
-@pytest.mark.parametrize(
-    ("live", "wanted"),
-    [
-        ({"a": 1}, {"a": 2}),
-        ({}, {"a": 1}),
-        ({"cpu": "1"}, {"cpu": "1001m"}),
-        ({"on": True}, {"on": 1}),
-        ({"on": 1}, {"on": True}),
-        ({"l": [{"name": "x"}]}, {"l": [{"name": "y"}]}),
-        ({"a": "text"}, {"a": {"b": 1}}),
-    ],
-)
-def test_holds_not(live: Manifest, wanted: Manifest) -> None:
-    assert not holds(live, wanted)
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("500m", 0.5),
-        (2, 2.0),
-        ("20Gi", 20 * 1024**3),
-        ("1.5G", 1.5e9),
-        ("many", None),
-        ("1.2.3", None),
-    ],
-)
-def test_quantity(text: object, value: float | None) -> None:
-    assert quantity(text) == value
+def test_an_autoscaler_tells_its_conditions() -> None:
+    condition = {"type": "Ready", "status": "False", "reason": "R", "message": "m"}
+    body = {
+        "kind": "ScaledObject",
+        "metadata": meta(deletionTimestamp="2026-11-21T10:00:30Z"),
+        "spec": {"maxReplicaCount": 3},
+        "status": {"conditions": [condition, {"type": "Active"}], "desiredReplicas": 2},
+    }
+    view = project(SCALED_OBJECT, body)
+    assert isinstance(view, AutoscalerView)
+    assert view.condition("Ready") == ConditionView("Ready", "False", "R", "m")
+    assert view.condition("Active") == ConditionView("Active", "Unknown", "", "")
+    assert view.condition("Paused") is None
+    assert (view.kind, view.desired) == ("ScaledObject", 2)
+    assert view.deleted == view.meta.created + 30
+    assert b"maxReplicaCount" in view.body
+    assert b"conditions" not in view.body, "a change of status is no drift"

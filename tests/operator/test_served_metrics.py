@@ -18,7 +18,7 @@ from quire_operator.served_metrics import (
     targets,
     value,
 )
-from quire_operator.views import quantity as parse
+from quire_operator.values import quantity as parse
 
 CHAT = Key("default", "chat")
 READING = Reading(

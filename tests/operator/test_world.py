@@ -5,8 +5,8 @@ import pytest
 from quire_operator import api
 from quire_operator.kinds import CLAIM, POD, SERVICE, SERVICE_KIND, Manifest
 from quire_operator.names import Key
+from quire_operator.projections import project
 from quire_operator.testing import service_manifest
-from quire_operator.views import project
 from quire_operator.world import MAX_DECISIONS, ScalingReport, World
 
 CHAT = Key("default", "chat")
