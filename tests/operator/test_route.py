@@ -8,7 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quire_operator.errors import Denied, Unavailable
-from quire_operator.kinds import DEPLOYMENT, LEASE, POD, SERVICE_KIND, SLICE, Kind, Manifest
+from quire_operator.kinds import (
+    CHILDREN,
+    DEPLOYMENT,
+    LEASE,
+    POD,
+    SERVICE_KIND,
+    SLICE,
+    Kind,
+    Manifest,
+)
 from quire_operator.names import Key
 from quire_operator.testing import FakeCluster, Rig, service_manifest
 
@@ -52,15 +61,12 @@ def restarted(rig: Rig, *gateway: str) -> Rig:
     """Another operator over the same cluster, its world filled before it begins."""
     rig.cluster._listeners.clear()
     other = Rig(cluster=rig.cluster)
-    for kind in (*SLICE_FIRST, SERVICE_KIND):
+    for kind in (*CHILDREN, SERVICE_KIND):
         for body in rig.cluster.all(kind):
             other._feed(kind, "MODIFIED", body)
     if gateway:
         other.gateway(*gateway)
     return other
-
-
-SLICE_FIRST = (SLICE, LEASE, DEPLOYMENT, POD)
 
 
 class Witness:
@@ -168,6 +174,9 @@ async def test_while_the_first_pod_starts_the_gateway_answers(rig: Rig, chat: Ke
     rig.gateway(*GATEWAY)
     rig.cluster.put(service_manifest(scaling=SLEEPS))
     await rig.settle()
+    told, led = "PATCH InferenceService/chat", "PATCH EndpointSlice/chat-gateway"
+    writes = rig.cluster.writes
+    assert writes.index(told) < writes.index(led), "the gateway listens where status says"
     body = ours(rig.cluster)
     assert body is not None
     assert body["metadata"]["labels"]["kubernetes.io/service-name"] == "chat"
@@ -209,6 +218,14 @@ async def test_status_says_that_it_sleeps_and_what_wakes_it(asleep: Rig) -> None
     assert leads_to(asleep.cluster) == list(GATEWAY)
     asleep.cluster.now += 100_000
     assert await asleep.wake(CHAT) == []
+
+
+async def test_a_new_operator_lets_sleepers_sleep(asleep: Rig) -> None:
+    other = restarted(asleep, *GATEWAY)
+    before = len(other.cluster.writes)
+    await other.settle()
+    assert other.cluster.writes[before:] == []
+    assert other.status(CHAT).gateway_port == asleep.status(CHAT).gateway_port
 
 
 @pytest.mark.parametrize("error", [Denied(403, "PATCH", "no right"), Unavailable(0, "PATCH", "x")])
