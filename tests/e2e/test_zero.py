@@ -14,7 +14,7 @@ from quire_cluster.scaled import Scaled
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(
-        os.environ.get("QUIRE_CLUSTER_NETWORK", "direct") != "direct",
+        os.environ.get("QUIRE_CLUSTER_NETWORK") != "direct",
         reason="a port-forward leads to a Service's pods, and at zero there is none",
     ),
 ]
