@@ -250,7 +250,8 @@ class Applier:
         return None
 
     async def _lift(self, action: Lift) -> Problem | None:
-        await scale(self._client, self._seen.key, action.replicas)
+        state = self._seen.service.meta.resource_version
+        await scale(self._client, self._seen.key, action.replicas, state)
         logger.info("[%s] lifted to %d replicas", self._seen.key, action.replicas)
         return None
 
