@@ -23,6 +23,9 @@ class Reading:
     complete: bool
     """Every ready pod answered with every metric that a target wants. A reading that is not must
     never be passed on as a number: an autoscaler would take it for less load."""
+    loads_complete: bool = False
+    """The same but for the time to the first token, which nobody knows while requests wait and none
+    gets a token: by the queue an autoscaler may grow then, and it does not shrink on an error."""
     missing: tuple[str, ...] = ()
     """One sentence for each pod that gave nothing."""
     waiting: float | None = None

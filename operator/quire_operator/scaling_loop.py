@@ -230,6 +230,7 @@ class ScalingLoop:
             wall=self._wall_clock().timestamp(),
             ready=seen.ready,
             complete=load.complete,
+            loads_complete=measure(replace(config, ttft_seconds=None), seen).complete,
             missing=said.missing,
             waiting=inputs.waiting,
             running=inputs.running,

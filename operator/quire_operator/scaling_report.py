@@ -54,7 +54,7 @@ def passed_on(reading: Reading) -> ScalingReport:
         return ScalingReport(None, "True", "Active", "The operator reads every ready pod")
     reason = Reason.METRICS_MISSING if reading.waiting is None else Reason.METRICS_PARTIAL
     missing = "; ".join(reading.missing[:3]) or "a target's metric is missing"
-    message = f"{missing}. The autoscaler gets no number, and holds"
+    message = f"{missing}. The autoscaler is told so, and does not shrink"
     return ScalingReport(None, "False", reason, message)
 
 

@@ -62,22 +62,34 @@ def targets(spec: Spec) -> tuple[Target, ...]:
 
 def fresh(readings: Readings, key: Key, now: float, interval_seconds: float) -> Reading:
     """The service's last reading, complete and not older than three rounds. Raises NoReading."""
+    reading = _recent(readings, key, now, interval_seconds)
+    if not reading.complete:
+        raise _incomplete(key, reading)
+    return reading
+
+
+def _recent(readings: Readings, key: Key, now: float, interval_seconds: float) -> Reading:
     reading = readings.get(key)
     if reading is None:
         raise NoReading(f"{key}: its pods have not been read yet")
     if now - reading.at > STALE_INTERVALS * interval_seconds:
         raise NoReading(f"{key}: the last reading of its pods is too old")
-    if not reading.complete:
-        why = "; ".join(reading.missing[:3]) or "no pod is ready"
-        raise NoReading(f"{key}: the reading of its pods is not complete: {why}")
     return reading
+
+
+def _incomplete(key: Key, reading: Reading) -> NoReading:
+    otherwise = "a target's metric is missing" if reading.ready else "no pod is ready"
+    why = "; ".join(reading.missing[:3]) or otherwise
+    return NoReading(f"{key}: the reading of its pods is not complete: {why}")
 
 
 def value(
     readings: Readings, key: Key, metric: str, now: float, interval_seconds: float
 ) -> tuple[float, Reading]:
     """One metric of one service, and the reading it is from. Raises NoReading."""
-    reading = fresh(readings, key, now, interval_seconds)
+    reading = _recent(readings, key, now, interval_seconds)
+    if not (reading.complete or (reading.loads_complete and metric != TTFT_P95)):
+        raise _incomplete(key, reading)
     found = _VALUES[metric](reading)
     if found is None:
         raise NoReading(f"{key}: its pods have no {metric}")

@@ -684,6 +684,7 @@ async def test_what_the_pods_say_is_there_for_those_who_ask(mode: str) -> None:
         wall=datetime(2026, 11, 21, 0, 0, 5, tzinfo=UTC).timestamp(),
         ready=2,
         complete=True,
+        loads_complete=True,
         waiting=6.0,
         running=16.0,
         kv_cache_utilization=pytest.approx(0.6),
@@ -720,13 +721,30 @@ async def test_what_the_others_do_not_get_is_told(mode: str) -> None:
     assert world.last.status == "True", "one lost scrape is noise"
     await world.rounds(1)
     assert (world.last.status, world.last.reason) == ("False", "MetricsPartial")
-    assert world.last.message == "pod chat-1 timed out. The autoscaler gets no number, and holds"
+    assert (
+        world.last.message == "pod chat-1 timed out. The autoscaler is told so, and does not shrink"
+    )
     del world.answers["chat-1"]
     await world.rounds(1)
     assert world.last.status == "True"
     world.fleet.ready[CHAT] = 0
     await world.rounds(3)
     assert world.last.status == "True", "that no pod is ready is told by Ready"
+
+
+async def test_a_queue_without_a_first_token_is_passed_on() -> None:
+    world = bench(mode="hpa", targets={"ttftSeconds": 0.5})
+    world.load(waiting=9)  # and a histogram in which nothing moves
+    await world.rounds(2)
+    reading = world.readings.get(CHAT)
+    assert reading is not None
+    assert (reading.complete, reading.loads_complete) == (False, True)
+    assert (reading.waiting, reading.ttft_p95_seconds) == (9.0, None)
+    world.answers["chat-0"] = Missing("timed out")
+    await world.rounds(1)
+    reading = world.readings.get(CHAT)
+    assert reading is not None
+    assert not reading.loads_complete
 
 
 async def test_nothing_is_written_while_another_writer_exists() -> None:

@@ -48,7 +48,8 @@ def test_a_complete_reading_is_answered(metric: str, number: float) -> None:
     ("changes", "now", "words"),
     [
         ({"complete": False, "missing": ("pod a timed out",)}, 101.0, "pod a timed out"),
-        ({"complete": False}, 101.0, "no pod is ready"),
+        ({"complete": False}, 101.0, "a target's metric is missing"),
+        ({"complete": False, "ready": 0}, 101.0, "no pod is ready"),
         ({"waiting": None}, 101.0, "no quire_queue_depth"),
         ({}, 115.1, "too old"),
     ],
@@ -56,6 +57,15 @@ def test_a_complete_reading_is_answered(metric: str, number: float) -> None:
 def test_anything_less_is_an_error(changes: dict[str, object], now: float, words: str) -> None:
     with pytest.raises(NoReading, match=words):
         value(readings(**changes), CHAT, QUEUE_DEPTH, now, 5.0)
+
+
+def test_without_a_first_token_the_queue_is_answered_all_the_same() -> None:
+    """An HPA grows by the metrics that it gets, and shrinks by none while one is an error."""
+    found = readings(complete=False, loads_complete=True, ttft_p95_seconds=None)
+    assert value(found, CHAT, QUEUE_DEPTH, 101.0, 5.0)[0] == 3
+    assert value(found, CHAT, KV_CACHE, 101.0, 5.0)[0] == 0.25
+    with pytest.raises(NoReading, match="not complete"):
+        value(found, CHAT, TTFT_P95, 101.0, 5.0)
 
 
 def test_three_rounds_are_not_too_old() -> None:
