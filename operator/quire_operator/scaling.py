@@ -139,7 +139,7 @@ def _up(
 ) -> tuple[int, Reason]:
     ratios = _ratios_that_raise(config, history, seen, inputs)
     if not ratios:
-        return seen.replicas, Reason.STABILIZING
+        return seen.replicas, Reason.PODS_PENDING if seen.on_their_way else Reason.STABILIZING
     reason, ratio = max(ratios.items(), key=lambda item: item[1])
     needed = pods_for(seen.ready, ratio)
     wanted = history.lowest_need(seen.now, config.up_window_seconds, needed)
@@ -162,10 +162,10 @@ def _ratios_that_raise(
     config: ScalingConfig, history: History, seen: Observation, inputs: Inputs
 ) -> dict[Reason, float]:
     """TTFT looks back: until a new pod is as old as that look, TTFT still speaks of the time before
-    it came, and would order the same pods twice."""
+    it came (and rises while it starts), and would order the same pods twice."""
     over = {name: ratio for name, ratio in inputs.known.items() if ratio > 1 + TOLERANCE}
     grew = history.ready_grew
-    if grew is not None and seen.now - grew < config.settle_seconds:
+    if seen.on_their_way or (grew is not None and seen.now - grew < config.settle_seconds):
         over.pop(Reason.TTFT, None)
     return over
 

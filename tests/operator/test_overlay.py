@@ -69,7 +69,7 @@ def test_labels_command_and_ports_are_protected(template: Manifest) -> None:
     labels = merged["metadata"]["labels"]
     assert labels["serving.quire.dev/service"] == "chat"
     assert labels["team"] == "a"
-    assert merged["metadata"]["annotations"] == {"note": "b"}
+    assert merged["metadata"]["annotations"] == template["metadata"]["annotations"] | {"note": "b"}
     assert "command" not in engine(merged)
     assert engine(merged)["args"] == engine(template)["args"]
     assert engine(merged)["ports"] == engine(template)["ports"]

@@ -242,8 +242,10 @@ def test_requests_that_run_on_full_pods_are_somebodys_queue_afterwards() -> None
     history = quiet_history(config, 2)
     full = (PodLoad(0.0, 8.0, 0.1, slots=8),) * 2
     assert decide(config, history, seen(2, loads=full)).to_replicas == 2
-    half_full = (PodLoad(0.0, 5.0, 0.1, slots=8),) * 2  # 10 on one pod: 8 run, 2 wait
-    assert decide(config, history, seen(2, loads=half_full)).to_replicas == 1
+    half_full = (PodLoad(0.0, 3.5, 0.1, slots=8),) * 2  # 7 of 8 seats of the other: no room left
+    assert decide(config, history, seen(2, loads=half_full)).to_replicas == 2
+    spare = (PodLoad(0.0, 3.0, 0.1, slots=8),) * 2
+    assert decide(config, history, seen(2, loads=spare)).to_replicas == 1
     untold = (PodLoad(0.0, 8.0, 0.1),) * 2
     assert decide(replace(config, slots=8), history, seen(2, loads=untold)).to_replicas == 2
     assert decide(config, history, seen(2, loads=untold)).to_replicas == 1
