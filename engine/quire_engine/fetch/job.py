@@ -154,11 +154,10 @@ async def _fetch_locked(this: _Run) -> Manifest:
     progress.commit, progress.bytes_total = listing.commit, listing.bytes_total
     looked_only = progress.bytes_fetched == 0 and not options.repair  # an index may have been bad
     if looked_only and current is not None and _is_intact(this, current, listing):
-        return _finished(this, current)
+        return _kept(this, current)
     await _stage(this, listing)
     if progress.bytes_fetched == 0 and current is not None and _is_intact(this, current, listing):
-        this.store.drop_staging()  # a repair that found nothing to mend
-        return _finished(this, current)
+        return _kept(this, current)  # a repair that found nothing to mend
     return _finished(this, await asyncio.to_thread(_install, this, listing))
 
 
@@ -178,7 +177,7 @@ async def _verified(this: _Run, current: Manifest) -> Manifest:
             f"the files of {current.uri} must be as they were fetched, got {len(bad)} altered: "
             f"{', '.join(bad[:5])}; run with --repair"
         )
-    return _finished(this, current)
+    return _kept(this, current)
 
 
 async def _list(this: _Run, current: Manifest | None) -> Listing:
@@ -289,6 +288,12 @@ def _install(this: _Run, listing: Listing) -> Manifest:
     )
     this.store.install(manifest)
     return manifest
+
+
+def _kept(this: _Run, current: Manifest) -> Manifest:
+    """What is installed is what was asked for: what a killed run may have left goes."""
+    this.store.drop_staging()
+    return _finished(this, current)
 
 
 def _finished(this: _Run, manifest: Manifest) -> Manifest:

@@ -119,8 +119,9 @@ class Store:
             (self.blobs / name).unlink()
 
     def drop_staging(self) -> None:
-        """Forget all that is staged."""
-        shutil.rmtree(self._staging)
+        """Forget all that is staged: without hard links, the space of a model."""
+        if self._staging.is_dir():
+            shutil.rmtree(self._staging)
 
     def has_blob(self, file: RemoteFile) -> bool:
         """Whether this file is staged, whole and verified."""

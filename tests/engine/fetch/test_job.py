@@ -566,6 +566,48 @@ def test_killed_after_an_installation_the_old_model_does_not_stay(
     assert not (fetch.volume / ".staging" / "previous").exists()
 
 
+@pytest.mark.parametrize("options", [{}, {"verify": True}, {"repair": True}])
+def test_killed_after_an_installation_no_second_copy_stays(
+    fetch, mirror, served: Served, monkeypatch, options: dict[str, bool]
+) -> None:
+    """On a volume without hard links, what is staged is that."""
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    def killed(store: Store) -> None:
+        raise Killed
+
+    monkeypatch.setattr(os, "link", no_links)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "drop_staging", killed)
+        with pytest.raises(Killed):
+            fetch()
+    total = sum(len(content) for content in served(REPO).values())
+    assert staged_bytes(fetch.volume) == total
+    mirror.clear_log()
+    assert fetch(**options) == 0
+    assert sorted(path.name for path in fetch.volume.iterdir()) == ["manifest.json", "model"]
+    assert fetch.installed == served(REPO)
+    assert mirror.downloads() == ()
+
+
+def test_a_source_that_goes_away_midway_costs_no_staged_byte(fetch, mirror, served: Served) -> None:
+    """The complete model is kept, and so is the half of the next one."""
+    assert fetch() == 0
+    mirror.faults(Faults(main={REPO: "v2"}, path=SHARD, cut_after_bytes=100_000))
+    assert fetch(source={"max_attempts": 1}) == 10
+    staged = staged_bytes(fetch.volume)
+    mirror.faults(Faults(main={REPO: "v2"}, listing=True, status=503, retry_after=0))
+    assert fetch() == 0
+    assert fetch.installed == served(REPO)
+    assert staged_bytes(fetch.volume) == staged
+    mirror.faults(Faults(main={REPO: "v2"}))
+    assert fetch() == 0
+    assert fetch.installed == served("org/tiny@v2")
+    assert fetch.message["bytesFetched"] == fetch.message["bytesTotal"] - staged
+
+
 # ---- GGUF ---------------------------------------------------------------------------------------
 
 
