@@ -48,6 +48,13 @@ def test_fine_buckets_begin_at_a_millisecond(server: Any) -> None:
         assert re.search(rf'{name}_bucket{{[^}}]*le="0.001"', text)
 
 
+def test_the_seats_of_a_step_are_told(server: Any, slow_server: Any) -> None:
+    """The operator's scaler reads this name, and adds the series of several engines up."""
+    labels = {"model_name": "fake", "engine": "0"}
+    assert server.metric("quire_max_num_seqs", **labels) == 64
+    assert slow_server.metric("quire_max_num_seqs", **labels) == 2
+
+
 def test_start_up_is_told_by_phase(server: Any) -> None:
     for phase in ("imports", "weights", "tokenizer", "total"):
         assert server.metric("quire_startup_seconds", phase=phase) >= 0
