@@ -10,7 +10,6 @@ import msgspec
 from quire_engine.errors import ConfigError, EngineError, ExitCode
 from quire_engine.fetch.headers import (
     ModelFacts,
-    ReadRange,
     read_local,
     read_remote_gguf,
     read_tensors,
@@ -27,6 +26,7 @@ from quire_engine.memory_plan import (
     refusal,
 )
 from quire_engine.models.config import from_hugging_face
+from quire_engine.safetensors_header import ReadRange, read_header
 from quire_engine.shards import choose_shards
 from quire_engine.termination import report_fatal
 
@@ -103,8 +103,10 @@ def _read_remote(options: PlanOptions) -> ModelFacts:
         text = range_of(config_file)(0, config_file.size)
         config = from_hugging_face(msgspec.json.decode(text))
         shards = choose_shards(files, content, uri.repo)
-        reads = {path: range_of(files[path]) for path in shards}
-        return ModelFacts(config, WeightFacts.of(read_tensors(shards, reads), config))
+        tensors = read_tensors(
+            shards, lambda path: read_header(range_of(files[path]), path).tensors
+        )
+        return ModelFacts(config, WeightFacts.of(tensors, config))
 
 
 def _as_json(plan: MemoryPlan) -> str:
