@@ -167,6 +167,17 @@ def test_a_remote_model_by_its_headers_alone(tmp_path: Path, num_shards: int) ->
     assert weights <= num_shards * 64 * 1024
 
 
+@pytest.mark.parametrize("config", ["{", "[]", '{"architectures": ["LlamaForCausalLM"]}'])
+def test_a_config_without_the_shapes(tmp_path: Path, config: str) -> None:
+    folder = write_tiny_model(tmp_path / "org/tiny")
+    (folder / "config.json").write_text(config)
+    with running_mirror(tmp_path) as mirror:
+        source = SourceOptions(endpoint=mirror.url, backoff_seconds=0.001)
+        for model in (str(folder), "hf://org/tiny"):
+            with pytest.raises(ModelCorrupt, match=f"got that of {model}"):
+                read_facts(PlanOptions(model, source=source))
+
+
 def test_the_command_prints_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = str(write_tiny_model(tmp_path))
     assert run_plan(PlanOptions(folder)) == 0

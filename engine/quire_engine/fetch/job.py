@@ -39,7 +39,7 @@ from quire_engine.fetch.source import (
 )
 from quire_engine.fetch.store import Store, manifest_files, megabytes
 from quire_engine.fetch.transfer import Transfer, new_client
-from quire_engine.models.config import from_hugging_face
+from quire_engine.models.config import parse_config
 from quire_engine.settings import termination_log
 from quire_engine.termination import report_fatal
 
@@ -265,13 +265,7 @@ def _check_config(this: _Run, listing: Listing) -> None:
     if this.uri.file is not None:
         return  # a GGUF's architecture stands in the file itself
     [config] = [file for file in listing.files if file.path == "config.json"]
-    try:
-        from_hugging_face(msgspec.json.decode((this.store.blobs / config.digest.key).read_bytes()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnsupportedSource(
-            f"config.json of {this.options.uri} must give the model's shapes, got {error!r}; "
-            "choose a model of a supported family"
-        ) from error
+    parse_config((this.store.blobs / config.digest.key).read_bytes(), this.options.uri)
 
 
 def _install(this: _Run, listing: Listing) -> Manifest:

@@ -25,7 +25,7 @@ from quire_engine.memory_plan import (
     make_plan,
     refusal,
 )
-from quire_engine.models.config import from_hugging_face
+from quire_engine.models.config import parse_config
 from quire_engine.safetensors_header import ReadRange, read_header
 from quire_engine.shards import choose_shards
 from quire_engine.termination import report_fatal
@@ -100,8 +100,7 @@ def _read_remote(options: PlanOptions) -> ModelFacts:
         if uri.file is not None:
             return read_remote_gguf(range_of(files[uri.file]), uri.file, files[uri.file].size)
         config_file = files["config.json"]
-        text = range_of(config_file)(0, config_file.size)
-        config = from_hugging_face(msgspec.json.decode(text))
+        config = parse_config(range_of(config_file)(0, config_file.size), options.model)
         shards = choose_shards(files, content, uri.repo)
         tensors = read_tensors(
             shards, lambda path: read_header(range_of(files[path]), path).tensors

@@ -13,7 +13,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from quire_cluster.hub import Faults, RunningMirror
+from quire_cluster.hub import Faults, RunningMirror, running_mirror
+from quire_cluster.tiny_models import write_tiny_model
 from quire_engine.errors import ModelCorrupt
 from quire_engine.fetch import FetchOptions, SourceOptions, run_fetch
 from quire_engine.fetch.manifest import check_model
@@ -367,6 +368,16 @@ def test_an_unsupported_model_is_refused_before_its_weights(fetch, mirror) -> No
     assert mirror.downloads(".safetensors") == ()
 
 
+def test_a_config_without_the_shapes_is_refused_before_the_weights(fetch, tmp_path: Path) -> None:
+    repository = write_tiny_model(tmp_path / "hub/org/model")
+    (repository / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    with running_mirror(tmp_path / "hub") as mirror:
+        assert fetch("hf://org/model", source={"endpoint": mirror.url}) == 10
+        assert mirror.downloads(".safetensors") == ()
+    assert fetch.message["reason"] == "UnsupportedModel"
+    assert "hf://org/model" in fetch.message["message"]
+
+
 # ---- the volume ---------------------------------------------------------------------------------
 
 
@@ -619,7 +630,6 @@ def test_a_missing_gguf_file_names_those_that_are_there(fetch) -> None:
 
 @pytest.mark.model
 def test_one_gguf_file(fetch, tmp_path: Path) -> None:
-    from quire_cluster.hub import running_mirror
     from quire_cluster.model import GGUF_NAME, NAME, ORGANIZATION, prepare_model
 
     paths = prepare_model()
