@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from quire_engine.config import token_budget
 from quire_engine.errors import ConfigError, EngineError, ExitCode
 from quire_engine.fetch.headers import (
     ModelFacts,
@@ -68,13 +69,15 @@ def limits_of(options: PlanOptions) -> PlanLimits:
         raise ConfigError(
             f"dtype must be auto or one of {', '.join(DTYPE_BYTES)}, got {options.dtype!r}"
         )
-    memory = options.gpu_memory_bytes
+    memory, max_num_seqs = options.gpu_memory_bytes, options.max_num_seqs
     return PlanLimits(
         dtype=options.dtype,
         compute_dtype="float32" if options.device == "cpu" else "auto",
         max_model_len=options.max_model_len,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=token_budget(
+            options.device, options.max_num_batched_tokens, max_num_seqs
+        ),
+        max_num_seqs=max_num_seqs,
         block_size=options.block_size,
         memory_bytes=None if memory is None else int(memory * options.gpu_memory_utilization),
     )
