@@ -240,7 +240,6 @@ async def _stage(this: _Run, listing: Listing) -> None:
     # Before the first byte of weights, so that a model too large for its volume is said at once.
     needed = sum(file.size - store.bytes_staged(file) for file in missing.values())
     store.require_space(needed, this.options.uri)
-    progress.phase = "downloading"
     small = [file for file in missing.values() if file.size <= SMALL_BYTES]
     large = [file for file in missing.values() if file.size > SMALL_BYTES]
     await _download(this, listing, small)

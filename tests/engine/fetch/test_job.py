@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from quire_cluster.hub import Faults, running_mirror
-from quire_engine.fetch import FetchOptions, SourceOptions, run_fetch
+from quire_engine.fetch import FetchOptions, SourceOptions, job, run_fetch
 from quire_engine.fetch.manifest import check_model
 
 Served = Callable[[str], dict[str, bytes]]
@@ -116,14 +116,16 @@ def test_one_gguf_file(fetch, tmp_path: Path) -> None:
 # ---- telling ------------------------------------------------------------------------------------
 
 
-def test_progress_is_served_while_it_runs(fetch, mirror, unused_port: int) -> None:
-    mirror.faults(Faults(bytes_per_second=4_000_000))
+def test_progress_is_served_while_it_runs(
+    fetch, mirror, unused_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "SMALL_BYTES", 10_000)  # the weights come after the other files
+    mirror.faults(Faults(bytes_per_second=1_500_000))
     seen: list[dict[str, object]] = []
 
     def watch() -> None:
-        fetch.eventually(lambda: mirror.downloads("/config.json") != ())
-        while not seen or seen[-1]["phase"] == "listing":
-            seen.append(httpx2.get(f"http://127.0.0.1:{unused_port}/progress").json())
+        fetch.eventually(lambda: mirror.downloads(".safetensors") != ())
+        seen.append(httpx2.get(f"http://127.0.0.1:{unused_port}/progress").json())
         mirror.faults()
 
     watcher = threading.Thread(target=watch)
@@ -134,7 +136,9 @@ def test_progress_is_served_while_it_runs(fetch, mirror, unused_port: int) -> No
     assert report["phase"] == "downloading"
     assert report["bytesTotal"] == fetch.message["bytesTotal"]
     assert report["commit"] == fetch.message["commit"]
-    assert 0 <= report["bytesDone"] < report["bytesTotal"]  # type: ignore[operator]
+    assert 0 < report["bytesDone"] < report["bytesTotal"]  # type: ignore[operator]
+    assert report["bytesPerSecond"] > 0  # type: ignore[operator]
+    assert report["etaSeconds"] > 0  # type: ignore[operator]
 
 
 @pytest.fixture
