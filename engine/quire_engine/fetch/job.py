@@ -231,7 +231,8 @@ async def _stage(this: _Run, listing: Listing) -> None:
     """Bring every file into staging: from earlier runs, the installed model, or the source."""
     store, progress = this.store, this.progress
     store.begin(listing.files)
-    progress.phase = "verifying"
+    if store.current() is not None:
+        progress.phase = "verifying"  # its files are read, to be used again
     missing = {file.digest.key: file for file in listing.files if not store.has_blob(file)}
     for key, file in list(missing.items()):
         if await asyncio.to_thread(store.reuse, file):
