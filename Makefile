@@ -41,6 +41,9 @@ lock: $(UV) ## write requirements/*.txt anew from pyproject.toml
 	echo 'hatchling>=1.27' | $(UV) pip compile --quiet - --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate -o requirements/build.txt
 
+# Many tests start processes, and where no bytecode is written each compiles our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # ---- quality ------------------------------------------------------------------------------------
 
 lint: venv ## ruff, formatting, types, import walls, C++ format
@@ -59,9 +62,8 @@ proto: venv ## write the operator's gRPC messages anew from their .proto
 	cd operator/quire_operator && ../../$(PY) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. externalscaler.proto
 
 unit: venv model ## every test that needs no cluster
-	$(PY) -m pytest -m "not interpreter and not gpu and not histories"
+	$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not interpreter and not gpu and not histories"
 	$(PY) -m pytest tests/operator -m histories
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels -m interpreter
 
 model: venv
 	@$(PY) -m quire_cluster.model

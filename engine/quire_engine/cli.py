@@ -1,8 +1,8 @@
 """The command line: `quire-engine serve | fetch | plan`. vLLM's names where both have the flag.
 
 Flags are read here and nowhere else; what they mean is written at the fields of EngineConfig,
-ServerSettings and FetchOptions. Everything heavier than typer is imported by the command that needs
-it.
+ServerSettings, FetchOptions and PlanOptions. Everything heavier than typer is imported by the
+command that needs it.
 """
 
 import os
@@ -11,13 +11,14 @@ import traceback
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from typer.main import get_command
 
 from quire_engine.config import Device, Dtype, EngineConfig, LoadFormat, VerifyMode
 from quire_engine.errors import EngineError, ExitCode
+from quire_engine.fetch import FetchOptions, PlanOptions, SourceOptions, run_fetch, run_plan
 from quire_engine.settings import ServerSettings
 from quire_engine.termination import report_fatal
 
@@ -138,8 +139,6 @@ def fetch(
     repair: Annotated[bool, typer.Option(help="Fetch bad files again.")] = False,
 ) -> None:
     """Bring a model to DIRECTORY: resumed, verified, installed whole. HF_ENDPOINT, HF_TOKEN."""
-    from quire_engine.fetch import FetchOptions, SourceOptions, run_fetch
-
     options = FetchOptions(
         uri=uri,
         directory=directory,
@@ -156,21 +155,27 @@ def fetch(
 def plan(
     model: Annotated[str, typer.Argument(help="Folder, .gguf file or hf:// URI.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="cpu: float32 activations and cache.")
+    ] = PlanOptions.device,
     gpu_memory_bytes: Annotated[int | None, typer.Option(help="Memory of the device.")] = None,
-    gpu_memory_utilization: Annotated[float, typer.Option(help="Share of it to use.")] = 0.9,
+    gpu_memory_utilization: Annotated[
+        float, typer.Option(help="Share of it to use.")
+    ] = PlanOptions.gpu_memory_utilization,
     dtype: Annotated[Dtype, typer.Option(help="Number format of weights and cache.")] = "auto",
     max_model_len: Annotated[int | None, typer.Option(help="Context to plan for.")] = None,
-    max_num_batched_tokens: Annotated[int, typer.Option(help="Tokens in one step.")] = 8192,
-    max_num_seqs: Annotated[int, typer.Option(help="Sequences in one step.")] = 128,
-    block_size: Annotated[int, typer.Option(help="Tokens in one block.")] = 16,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.")] = None,
+    max_num_seqs: Annotated[
+        int, typer.Option(help="Sequences in one step.")
+    ] = PlanOptions.max_num_seqs,
+    block_size: Annotated[int, typer.Option(help="Tokens in one block.")] = PlanOptions.block_size,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Print what memory MODEL needs, before it is loaded or even downloaded."""
-    from quire_engine.fetch import PlanOptions, SourceOptions, run_plan
-
     options = PlanOptions(
         model=model,
         revision=revision,
+        device=device,
         gpu_memory_bytes=gpu_memory_bytes,
         gpu_memory_utilization=gpu_memory_utilization,
         dtype=dtype,

@@ -12,6 +12,8 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 LoadFormat: TypeAlias = Literal["auto", "dummy"]
 VerifyMode: TypeAlias = Literal["auto", "always", "never"]
 
+TOKEN_BUDGETS = {"cpu": 512, "cuda": 8192}
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the core process is told. Raises ConfigError when a value breaks its rule.
@@ -131,6 +133,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"the engine's config must be a JSON object of EngineConfig's fields, "
                 f"got {path}: {error}; write it with EngineConfig.to_json()"
             ) from error
+
+
+def token_budget(device: str, asked: int | None, max_num_seqs: int) -> int:
+    """Tokens a step on `device` (cpu or cuda), at least one for each sequence."""
+    return asked or max(TOKEN_BUDGETS[device], max_num_seqs)
 
 
 def _flag(name: str) -> str:

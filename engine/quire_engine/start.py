@@ -9,7 +9,7 @@ import torch
 
 import quire_kernels as kernels
 from quire_engine.block_manager import BlockManager
-from quire_engine.config import EngineConfig
+from quire_engine.config import EngineConfig, token_budget
 from quire_engine.engine import Engine
 from quire_engine.errors import ConfigError, NoDevice
 from quire_engine.fetch.verification import start_verification
@@ -22,8 +22,6 @@ from quire_engine.scheduler import Scheduler
 
 MAX_CPU_KV_BYTES = 4 << 30
 CPU_KV_SHARE = 0.4  # of what the weights leave; the rest is for activations and the API process
-CPU_TOKEN_BUDGET = 512
-GPU_TOKEN_BUDGET = 8192
 
 
 @dataclass
@@ -54,7 +52,7 @@ def start_engine(
         stopwatch.lap("weights")
         num_blocks = choose_num_blocks(config, model)
         max_model_len = choose_max_model_len(config, model, num_blocks)
-        token_budget = choose_token_budget(config, device)
+        budget = choose_token_budget(config, device)
         runner = ModelRunner(model, num_blocks, config.block_size)
         stopwatch.lap("kv_cache")
         runner.warm_up()
@@ -67,7 +65,7 @@ def start_engine(
     scheduler = Scheduler(
         blocks,
         max_num_seqs=config.max_num_seqs,
-        token_budget=token_budget,
+        token_budget=budget,
         max_model_len=max_model_len,
     )
     ready = CoreReady(
@@ -76,7 +74,7 @@ def start_engine(
         block_size=config.block_size,
         vocab_size=runner.vocab_size,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=token_budget,
+        max_num_batched_tokens=budget,
         dtype=model.weight_dtype,
         device=device.type,
         kernels=kernels.isa() if device.type == "cpu" else kernels.backend(device.type).name,
@@ -100,8 +98,7 @@ def choose_device(config: EngineConfig) -> torch.device:
 
 def choose_token_budget(config: EngineConfig, device: torch.device) -> int:
     """Tokens a step, at least one for each sequence."""
-    default = CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET
-    return config.max_num_batched_tokens or max(default, config.max_num_seqs)
+    return token_budget(device.type, config.max_num_batched_tokens, config.max_num_seqs)
 
 
 def choose_num_blocks(config: EngineConfig, model: LoadedModel) -> int:

@@ -4,8 +4,6 @@ All of them give tensors by their Hugging Face names. Files are held against the
 before a byte is used, so that a half-written or cut file is ModelCorrupt and not a strange answer.
 """
 
-import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -16,9 +14,8 @@ from torch import Tensor
 
 from quire_engine.errors import ModelCorrupt
 from quire_engine.gguf import GgufFile
+from quire_engine.safetensors_header import whole_file_header
 from quire_engine.shards import shards_of, tensors_in
-
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 
 
 class WeightSource(Protocol):
@@ -60,28 +57,9 @@ def _files_by_tensor(model_dir: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for name, promised in shards_of(model_dir).items():
         path = model_dir / name
-        files |= dict.fromkeys(tensors_in(str(path), verify_safetensors(path), promised), path)
+        header = whole_file_header(path)
+        files |= dict.fromkeys(tensors_in(str(path), header.tensors, promised), path)
     return files
-
-
-def verify_safetensors(path: Path) -> set[str]:
-    """The names of `path`'s tensors; ModelCorrupt unless its size is what its header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else MAX_HEADER_BYTES + 1
-        if length > MAX_HEADER_BYTES or 8 + length > size:
-            raise _corrupt(path, f"its {size} bytes hold no whole header")
-        header = file.read(length)
-    try:
-        entries: Mapping[str, dict[str, list[int]]] = json.loads(header)
-        names = set(entries) - {"__metadata__"}
-        data_bytes = max((entries[name]["data_offsets"][1] for name in names), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise _corrupt(path, f"its header is garbled ({error!r})") from error
-    if size != 8 + length + data_bytes:
-        raise _corrupt(path, f"its header asks for {8 + length + data_bytes} bytes, it has {size}")
-    return names
 
 
 _GGUF_LAYER_NAMES = {

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ INPUTS = ("pyproject.toml", "engine")
 
 def test_the_tag_follows_content_and_not_time(tree: Path) -> None:
     before = images.content_tag(tree, INPUTS)
+    assert re.fullmatch(r"sha-[0-9a-f]{12}", before), "helm takes digits alone for a number"
     (tree / "engine/inner/a.py").touch()
     assert images.content_tag(tree, INPUTS) == before
     (tree / "engine/inner/a.py").write_text("a = 2\n")

@@ -34,15 +34,14 @@ MAX_MISMATCHES = len(GOLDEN) // 20
 
 
 @pytest.fixture(scope="module")
-def runner():
+def model():
     if not SAFETENSORS.exists():
         pytest.fail(f"these tests need the model in {SAFETENSORS}; run `make model`")
-    model = load_model(EngineConfig(model=str(SAFETENSORS)), CPU)
-    return ModelRunner(model, NUM_BLOCKS, BLOCK_SIZE)
+    return load_model(EngineConfig(model=str(SAFETENSORS)), CPU)
 
 
-@pytest.fixture
-def engine(runner):
+@pytest.fixture(scope="module")
+def engine(model):
     """Makes an engine with an empty cache over the one loaded model."""
 
     def engine(num_blocks=NUM_BLOCKS, token_budget=512, max_num_seqs=16):
@@ -50,6 +49,7 @@ def engine(runner):
         scheduler = Scheduler(
             blocks, max_num_seqs=max_num_seqs, token_budget=token_budget, max_model_len=1024
         )
+        runner = ModelRunner(model, num_blocks, BLOCK_SIZE)
         return Engine(scheduler, runner, clock=lambda: 0.0)
 
     return engine
@@ -91,11 +91,20 @@ def assert_golden(answers):
     assert len(mismatches) <= MAX_MISMATCHES
 
 
-def test_alone(engine):
-    alone = engine()
+@pytest.fixture(scope="module")
+def alone(engine):
+    """An engine that has answered each prompt alone, and so has all of them in its cache; and the
+    answers.
+    """
+    alone = engine(max_num_seqs=32)
     answers = {}
     for entry in GOLDEN:
         answers |= generate(alone, [entry])
+    return alone, answers
+
+
+def test_alone(alone):
+    _, answers = alone
     assert_golden(answers)
 
 
@@ -103,9 +112,8 @@ def test_in_a_batch_of_sixteen(engine):
     assert_golden(generate(engine(max_num_seqs=16), GOLDEN))
 
 
-def test_with_prefix_cache_hits(engine):
-    warm = engine(max_num_seqs=32)
-    generate(warm, [{**entry, "tokens": [0]} for entry in GOLDEN])
+def test_with_prefix_cache_hits(alone):
+    warm, _ = alone
     hits_before = warm.scheduler.counters.prefix_cache_hits
     assert_golden(generate(warm, GOLDEN))
     whole_blocks = sum((len(entry["prompt"]) - 1) // BLOCK_SIZE for entry in GOLDEN)
@@ -123,13 +131,13 @@ def test_in_chunks_of_seven_tokens(engine):
     assert_golden(generate(engine(token_budget=7, max_num_seqs=7), GOLDEN))
 
 
-def test_the_gguf_holds_the_same_weights(runner):
+def test_the_gguf_holds_the_same_weights(model):
     """The checkpoint is this GGUF, dequantized to float32 and rounded to bfloat16 by transformers.
 
     Equal bits of all weights and rotary tables: then every answer is equal too.
     """
     ours = load_model(EngineConfig(model=str(GGUF)), CPU).decoder
-    theirs = runner._decoder
+    theirs = model.decoder
     assert ours.config == theirs.config
     for name in ("embedding", "head"):
         assert torch.equal(getattr(ours.weights, name).data, getattr(theirs.weights, name).data)

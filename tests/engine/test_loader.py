@@ -86,7 +86,7 @@ def test_a_cut_file_is_corrupt(tiny_model):
         with pytest.raises(ModelCorrupt, match="fetch the model again"):
             load(folder)
     path.write_bytes(whole + b"\0")
-    with pytest.raises(ModelCorrupt, match=f"it has {len(whole) + 1}"):
+    with pytest.raises(ModelCorrupt, match=f"it has {len(whole) + 1:,}"):
         load(folder)
 
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from quire_cluster.hub import Faults, running_mirror
 from quire_cluster.tiny_models import TinyModel, write_tiny_model
+from quire_engine.config import EngineConfig, token_budget
 from quire_engine.errors import ModelCorrupt, ModelMissing
 from quire_engine.fetch import PlanOptions, SourceOptions, run_plan
 from quire_engine.fetch.headers import read_local
-from quire_engine.fetch.plan_command import read_facts
+from quire_engine.fetch.plan_command import limits_of, read_facts
 from quire_engine.memory_plan import (
     PlanLimits,
     TensorFacts,
@@ -167,6 +168,17 @@ def test_a_remote_model_by_its_headers_alone(tmp_path: Path, num_shards: int) ->
     assert weights <= num_shards * 64 * 1024
 
 
+@pytest.mark.parametrize("config", ["{", "[]", '{"architectures": ["LlamaForCausalLM"]}'])
+def test_a_config_without_the_shapes(tmp_path: Path, config: str) -> None:
+    folder = write_tiny_model(tmp_path / "org/tiny")
+    (folder / "config.json").write_text(config)
+    with running_mirror(tmp_path) as mirror:
+        source = SourceOptions(endpoint=mirror.url, backoff_seconds=0.001)
+        for model in (str(folder), "hf://org/tiny"):
+            with pytest.raises(ModelCorrupt, match=f"got that of {model}"):
+                read_facts(PlanOptions(model, source=source))
+
+
 def test_the_command_prints_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = str(write_tiny_model(tmp_path))
     assert run_plan(PlanOptions(folder)) == 0
@@ -177,6 +189,22 @@ def test_the_command_prints_and_refuses(tmp_path: Path, capfd: pytest.CaptureFix
     assert said.err.startswith("quire-engine: ")
     assert run_plan(PlanOptions(folder, dtype="int3")) == 2
     assert run_plan(PlanOptions(str(tmp_path / "nowhere"))) == 66
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_plans_limits_are_the_engines_own(device: str) -> None:
+    given = EngineConfig(model="m")
+    budget = token_budget(device, given.max_num_batched_tokens, given.max_num_seqs)
+    options = PlanOptions("m", device=device, gpu_memory_bytes=GIB)  # type: ignore[arg-type]
+    assert limits_of(options) == PlanLimits(
+        dtype=given.dtype,
+        compute_dtype={"cpu": "float32", "cuda": "auto"}[device],
+        max_model_len=given.max_model_len,
+        max_num_batched_tokens=budget,
+        max_num_seqs=given.max_num_seqs,
+        block_size=given.block_size,
+        memory_bytes=int(GIB * given.gpu_memory_utilization),
+    )
 
 
 @pytest.mark.parametrize(

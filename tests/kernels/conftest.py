@@ -16,6 +16,8 @@ import torch
 from quire_kernels.backends import Backend, cpp_backend, torch_backend, triton_backend
 from quire_kernels.library import available_isas
 
+torch.set_num_threads(1)  # as in a serving process; tests of several threads say how many
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -82,6 +82,11 @@ class Rendered:
 Render = Callable[..., Rendered]
 
 
+def documents(text: str) -> Iterator[Any]:
+    """What YAML holds, read by libyaml: ten times as fast as by Python."""
+    yield from yaml.load_all(text, yaml.CSafeLoader)
+
+
 @pytest.fixture
 def render(helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
     """`render(values, release=...)`: what would be sent to the API server."""
@@ -90,7 +95,7 @@ def render(helm: Callable[..., subprocess.CompletedProcess[str]]) -> Render:
         command = ("template", release, str(CHART), "--namespace", "quire-system", "--values", "-")
         done = helm(*command, stdin=json.dumps(values or {}))
         assert done.returncode == 0, done.stderr
-        return Rendered([found for found in yaml.safe_load_all(done.stdout) if found])
+        return Rendered([found for found in documents(done.stdout) if found])
 
     return run
 

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import msgspec
 import zmq
@@ -74,12 +73,7 @@ class Generation:
     def __enter__(self) -> "Generation":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.abort(self._open)
 
     @property

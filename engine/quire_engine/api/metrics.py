@@ -236,13 +236,11 @@ class _CoreCollector(Collector):
             counter = CounterMetricFamily(name, what, labels=LABELS)
             counter.add_metric(self._labels, value)
             yield counter
-        if self._core.ready is not None:
-            yield self._cache_config(self._core.ready)
-            yield self._gauge(
-                "quire_max_num_seqs",
-                "Sequences in one step, at most.",
-                self._core.ready.max_num_seqs,
-            )
+        ready = self._core.ready
+        if ready is not None:
+            # The operator judges by it whether one replica less could hold what runs.
+            yield self._gauge("quire_max_num_seqs", "Sequences in a step.", ready.max_num_seqs)
+            yield self._cache_config(ready)
 
     def _gauge(self, name: str, what: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, what, labels=LABELS)

@@ -5,28 +5,22 @@ Kilobytes are read, whatever the model's size.
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from quire_engine.errors import ModelCorrupt
 from quire_engine.memory_plan import TensorFacts, WeightFacts
 from quire_engine.models.config import ModelConfig, from_gguf, read_config
+from quire_engine.safetensors_header import ReadRange, TensorEntry, whole_file_header
 from quire_engine.shards import Shards, shards_of, tensors_in
 
 if TYPE_CHECKING:
     from quire_engine.gguf import GgufFile
 
-FIRST_READ = 64 * 1024  # holds the headers of most shards
 GGUF_FIRST_READ = 4 * 1024**2  # a vocabulary of 128k tokens
-LONGEST_HEADER = 100 * 1024**2  # safetensors' own limit
-
-ReadRange = Callable[[int, int], bytes]  # [start, stop) of a file, clipped to its end
 
 
 @dataclass(frozen=True)
@@ -37,52 +31,23 @@ class ModelFacts:
     weights: WeightFacts
 
 
-class _Tensor(msgspec.Struct, frozen=True):
-    """An entry of a safetensors header (https://huggingface.co/docs/safetensors)."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
-
-
 def read_local(model: Path) -> ModelFacts:
     """The facts of a folder or a .gguf file. ModelMissing, ModelCorrupt or ModelUnsupported."""
     if model.suffix == ".gguf":
         return _read_gguf(model)
     config = read_config(model)
-    shards = shards_of(model)
-    reads = {name: partial(_read_file, model / name) for name in shards}
-    return ModelFacts(config, WeightFacts.of(read_tensors(shards, reads), config))
+    tensors = read_tensors(shards_of(model), lambda file: whole_file_header(model / file).tensors)
+    return ModelFacts(config, WeightFacts.of(tensors, config))
 
 
-def parse_safetensors(read: ReadRange, name: str) -> Iterator[TensorFacts]:
-    """The tensors of a safetensors file, by one read or two."""
-    first = read(0, FIRST_READ)
-    length = int.from_bytes(first[:8], "little")
-    if len(first) < 8 or not 2 <= length <= LONGEST_HEADER:
-        raise ModelCorrupt(f"{name} must begin with a safetensors header; fetch the model again")
-    header = first[8 : 8 + length]
-    if len(header) < length:
-        header += read(8 + len(header), 8 + length)
-    try:
-        entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-        entries.pop("__metadata__", None)
-        for key, raw in entries.items():
-            tensor = msgspec.json.decode(raw, type=_Tensor)
-            start, stop = tensor.data_offsets
-            yield TensorFacts(key, tensor.dtype, math.prod(tensor.shape), stop - start)
-    except msgspec.MsgspecError as error:
-        raise ModelCorrupt(
-            f"{name} must have a whole safetensors header, got {error}; fetch the model again"
-        ) from error
-
-
-def read_tensors(shards: Shards, reads: Mapping[str, ReadRange]) -> list[TensorFacts]:
+def read_tensors(
+    shards: Shards, header_of: Callable[[str], Mapping[str, TensorEntry]]
+) -> list[TensorFacts]:
     """The tensors that loading takes from the shards, eight headers at a time."""
 
-    def taken(name: str) -> list[TensorFacts]:
-        header = {tensor.name: tensor for tensor in parse_safetensors(reads[name], name)}
-        return [header[tensor] for tensor in tensors_in(name, header, shards[name])]
+    def taken(file: str) -> list[TensorFacts]:
+        header = header_of(file)
+        return [_facts(name, header[name]) for name in tensors_in(file, header, shards[file])]
 
     with ThreadPoolExecutor(8, thread_name_prefix="headers") as pool:
         return [tensor for tensors in pool.map(taken, shards) for tensor in tensors]
@@ -128,10 +93,9 @@ def _read_gguf(path: Path) -> ModelFacts:
     return _gguf_facts(GgufFile.open(path))
 
 
-def _read_file(path: Path, start: int, stop: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(stop - start)
+def _facts(name: str, tensor: TensorEntry) -> TensorFacts:
+    start, stop = tensor.data_offsets
+    return TensorFacts(name, tensor.dtype, math.prod(tensor.shape), stop - start)
 
 
 def _gguf_facts(file: "GgufFile") -> ModelFacts:

@@ -39,7 +39,7 @@ from quire_engine.fetch.source import (
 )
 from quire_engine.fetch.store import Store, manifest_files, megabytes
 from quire_engine.fetch.transfer import Transfer, new_client
-from quire_engine.models.config import from_hugging_face
+from quire_engine.models.config import parse_config
 from quire_engine.settings import termination_log
 from quire_engine.termination import report_fatal
 
@@ -154,11 +154,10 @@ async def _fetch_locked(this: _Run) -> Manifest:
     progress.commit, progress.bytes_total = listing.commit, listing.bytes_total
     looked_only = progress.bytes_fetched == 0 and not options.repair  # an index may have been bad
     if looked_only and current is not None and _is_intact(this, current, listing):
-        return _finished(this, current)
+        return _kept(this, current)
     await _stage(this, listing)
     if progress.bytes_fetched == 0 and current is not None and _is_intact(this, current, listing):
-        this.store.drop_staging()  # a repair that found nothing to mend
-        return _finished(this, current)
+        return _kept(this, current)  # a repair that found nothing to mend
     return _finished(this, await asyncio.to_thread(_install, this, listing))
 
 
@@ -178,7 +177,7 @@ async def _verified(this: _Run, current: Manifest) -> Manifest:
             f"the files of {current.uri} must be as they were fetched, got {len(bad)} altered: "
             f"{', '.join(bad[:5])}; run with --repair"
         )
-    return _finished(this, current)
+    return _kept(this, current)
 
 
 async def _list(this: _Run, current: Manifest | None) -> Listing:
@@ -232,7 +231,8 @@ async def _stage(this: _Run, listing: Listing) -> None:
     """Bring every file into staging: from earlier runs, the installed model, or the source."""
     store, progress = this.store, this.progress
     store.begin(listing.files)
-    progress.phase = "verifying"
+    if store.current() is not None:
+        progress.phase = "verifying"  # its files are read, to be used again
     missing = {file.digest.key: file for file in listing.files if not store.has_blob(file)}
     for key, file in list(missing.items()):
         if await asyncio.to_thread(store.reuse, file):
@@ -241,7 +241,6 @@ async def _stage(this: _Run, listing: Listing) -> None:
     # Before the first byte of weights, so that a model too large for its volume is said at once.
     needed = sum(file.size - store.bytes_staged(file) for file in missing.values())
     store.require_space(needed, this.options.uri)
-    progress.phase = "downloading"
     small = [file for file in missing.values() if file.size <= SMALL_BYTES]
     large = [file for file in missing.values() if file.size > SMALL_BYTES]
     await _download(this, listing, small)
@@ -266,13 +265,7 @@ def _check_config(this: _Run, listing: Listing) -> None:
     if this.uri.file is not None:
         return  # a GGUF's architecture stands in the file itself
     [config] = [file for file in listing.files if file.path == "config.json"]
-    try:
-        from_hugging_face(msgspec.json.decode((this.store.blobs / config.digest.key).read_bytes()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnsupportedSource(
-            f"config.json of {this.options.uri} must give the model's shapes, got {error!r}; "
-            "choose a model of a supported family"
-        ) from error
+    parse_config((this.store.blobs / config.digest.key).read_bytes(), this.options.uri)
 
 
 def _install(this: _Run, listing: Listing) -> Manifest:
@@ -289,6 +282,12 @@ def _install(this: _Run, listing: Listing) -> Manifest:
     )
     this.store.install(manifest)
     return manifest
+
+
+def _kept(this: _Run, current: Manifest) -> Manifest:
+    """What is installed is what was asked for: what a killed run may have left goes."""
+    this.store.drop_staging()
+    return _finished(this, current)
 
 
 def _finished(this: _Run, manifest: Manifest) -> Manifest:

@@ -5,18 +5,17 @@ engine imports this module: no HTTP, no torch.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from quire_engine.errors import ModelCorrupt
+from quire_engine.safetensors_header import whole_file_header
 
 MANIFEST = "manifest.json"
 MODEL = "model"
 _CHUNK_BYTES = 1024**2
-_LONGEST_HEADER = 100 * 1024**2  # safetensors' own limit
 
 
 class ManifestFile(msgspec.Struct, frozen=True):
@@ -87,7 +86,7 @@ def check_model(model: Path) -> Manifest | None:
     for entry in manifest.files:
         _check_size(folder / entry.path, entry)
         if entry.path.endswith(".safetensors"):
-            check_safetensors(folder / entry.path)
+            whole_file_header(folder / entry.path)
     return manifest
 
 
@@ -98,28 +97,6 @@ def _check_size(path: Path, entry: ManifestFile) -> None:
         raise _corrupt(path, "it is missing") from None
     if size != entry.size:
         raise _corrupt(path, f"it has {size:,} bytes in place of {entry.size:,}")
-
-
-def check_safetensors(path: Path) -> None:
-    """A safetensors file's header must parse, and its tensors must end where the file does."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-            raise _corrupt(path, f"its header claims {length:,} bytes")
-        try:
-            header = json.loads(file.read(length))
-            stop = max(_ends(header), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _corrupt(path, f"its header is garbled ({error})") from error
-    if 8 + length + stop != size:
-        raise _corrupt(path, f"its tensors end at byte {8 + length + stop:,} of {size:,}")
-
-
-def _ends(header: dict[str, dict[str, list[int]]]) -> Iterator[int]:
-    return (
-        int(tensor["data_offsets"][1]) for name, tensor in header.items() if name != "__metadata__"
-    )
 
 
 def verify_file(

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from quire_engine.errors import ConfigError
+from quire_engine.memory_plan import PlanLimits
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
@@ -97,19 +99,19 @@ class PlanOptions:
     dtype: str = "auto"
     """Number format of the weights, as the engine's flag. auto: the checkpoint's own."""
 
-    device: str = "cuda"
+    device: Literal["cpu", "cuda"] = "cuda"
     """cuda, or cpu, where activations and cache are float32."""
 
     max_model_len: int | None = None
     """Context to plan for. None: the model's own limit."""
 
-    max_num_batched_tokens: int = 8192
-    """Token budget of a step: bounds the activations."""
+    max_num_batched_tokens: int | None = None
+    """Token budget of a step: bounds the activations. None: the engine's own on this device."""
 
-    max_num_seqs: int = 128
+    max_num_seqs: int = PlanLimits.max_num_seqs
     """Sequences in a step: bounds the logits."""
 
-    block_size: int = 16
+    block_size: int = PlanLimits.block_size
     """Tokens in a block of the KV cache."""
 
     as_json: bool = False

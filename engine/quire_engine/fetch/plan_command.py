@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
+from quire_engine.config import token_budget
 from quire_engine.errors import ConfigError, EngineError, ExitCode
 from quire_engine.fetch.headers import (
     ModelFacts,
-    ReadRange,
     read_local,
     read_remote_gguf,
     read_tensors,
@@ -26,7 +26,8 @@ from quire_engine.memory_plan import (
     make_plan,
     refusal,
 )
-from quire_engine.models.config import from_hugging_face
+from quire_engine.models.config import parse_config
+from quire_engine.safetensors_header import ReadRange, read_header
 from quire_engine.shards import choose_shards
 from quire_engine.termination import report_fatal
 
@@ -68,13 +69,15 @@ def limits_of(options: PlanOptions) -> PlanLimits:
         raise ConfigError(
             f"dtype must be auto or one of {', '.join(DTYPE_BYTES)}, got {options.dtype!r}"
         )
-    memory = options.gpu_memory_bytes
+    memory, max_num_seqs = options.gpu_memory_bytes, options.max_num_seqs
     return PlanLimits(
         dtype=options.dtype,
         compute_dtype="float32" if options.device == "cpu" else "auto",
         max_model_len=options.max_model_len,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-        max_num_seqs=options.max_num_seqs,
+        max_num_batched_tokens=token_budget(
+            options.device, options.max_num_batched_tokens, max_num_seqs
+        ),
+        max_num_seqs=max_num_seqs,
         block_size=options.block_size,
         memory_bytes=None if memory is None else int(memory * options.gpu_memory_utilization),
     )
@@ -100,11 +103,12 @@ def _read_remote(options: PlanOptions) -> ModelFacts:
         if uri.file is not None:
             return read_remote_gguf(range_of(files[uri.file]), uri.file, files[uri.file].size)
         config_file = files["config.json"]
-        text = range_of(config_file)(0, config_file.size)
-        config = from_hugging_face(msgspec.json.decode(text))
+        config = parse_config(range_of(config_file)(0, config_file.size), options.model)
         shards = choose_shards(files, content, uri.repo)
-        reads = {path: range_of(files[path]) for path in shards}
-        return ModelFacts(config, WeightFacts.of(read_tensors(shards, reads), config))
+        tensors = read_tensors(
+            shards, lambda path: read_header(range_of(files[path]), path).tensors
+        )
+        return ModelFacts(config, WeightFacts.of(tensors, config))
 
 
 def _as_json(plan: MemoryPlan) -> str:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TypeVar
 
 import httpx2
@@ -32,12 +31,7 @@ class RemoteReader:
     def __enter__(self) -> "RemoteReader":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._client.close()
 
     def attempt(self, operation: Callable[[], T]) -> T:

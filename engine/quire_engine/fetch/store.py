@@ -27,12 +27,12 @@ from quire_engine.fetch.manifest import (
     MODEL,
     Manifest,
     ManifestFile,
-    check_safetensors,
     read_manifest,
     verify_file,
 )
 from quire_engine.fetch.parts import PartTable, stale_names
 from quire_engine.fetch.source import RemoteFile
+from quire_engine.safetensors_header import whole_file_header
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Store:
                 elif path.stat().st_size != entry.size:
                     bad.append(entry.path)
                 elif entry.path.endswith(".safetensors"):
-                    check_safetensors(path)
+                    whole_file_header(path)
             except (ModelCorrupt, FileNotFoundError, IsADirectoryError):
                 bad.append(entry.path)
         return bad
@@ -119,8 +119,9 @@ class Store:
             (self.blobs / name).unlink()
 
     def drop_staging(self) -> None:
-        """Forget all that is staged."""
-        shutil.rmtree(self._staging)
+        """Forget all that is staged: without hard links, the space of a model."""
+        if self._staging.is_dir():
+            shutil.rmtree(self._staging)
 
     def has_blob(self, file: RemoteFile) -> bool:
         """Whether this file is staged, whole and verified."""

@@ -79,6 +79,7 @@ class Transfer:
     async def fetch(self, files: Sequence[RemoteFile], folder: Path) -> None:
         """Download and verify each file as folder/<digest key>. Raises FetchFailed or OSError."""
         self._waiting.extend((file, 1) for file in files)
+        self._progress.phase = "downloading"
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._options.connections):

@@ -65,12 +65,17 @@ def read_config(model_dir: Path) -> ModelConfig:
         raise ModelMissing(
             f"a model folder must hold config.json, got {model_dir}; fetch the model there first"
         )
+    return parse_config(path.read_bytes(), str(model_dir))
+
+
+def parse_config(content: bytes, where: str) -> ModelConfig:
+    """The config in `content`, the config.json of `where`. ModelCorrupt unless it holds one."""
     try:
-        return from_hugging_face(json.loads(path.read_bytes()))
-    except (ValueError, KeyError, TypeError) as error:
+        return from_hugging_face(json.loads(content))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelCorrupt(
-            f"config.json must be a whole JSON object with the model's shapes, got {path}: "
-            f"{error!r}; fetch the model again"
+            "config.json must be a whole JSON object with the model's shapes, got that of "
+            f"{where}: {error!r}; fetch the model again, or choose one of a supported family"
         ) from error
 
 

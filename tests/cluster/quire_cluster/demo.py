@@ -59,11 +59,22 @@ def _apply() -> float:
     console.print(Syntax(SAMPLE.read_text().rstrip(), "yaml", background_color="default"))
     if kube.get("namespace", NAMESPACE) is None:
         kube.kubectl("create", "namespace", NAMESPACE)
-    kube.kubectl("delete", "inferenceservice", "chat", "--ignore-not-found", namespace=NAMESPACE)
+    _remove_the_last_demo()
     applied = time.monotonic()
     console.print("$ kubectl apply -f samples/inferenceservice.yaml")
     console.print(kube.kubectl("apply", "-f", str(SAMPLE), namespace=NAMESPACE).rstrip())
     return applied
+
+
+def _remove_the_last_demo() -> None:
+    """Its service, model and pods; these at once, as nobody's requests are left to drain."""
+    kube.kubectl("delete", "inferenceservice", "chat", "--ignore-not-found", namespace=NAMESPACE)
+    kube.kubectl("delete", "pods", "--all", "--now", namespace=NAMESPACE)
+    kube.wait_until(
+        lambda: not kube.items("persistentvolumeclaims", NAMESPACE),
+        SCALE_SECONDS,
+        "its model to go",
+    )
 
 
 def _wait_ready() -> None:

@@ -48,8 +48,8 @@ _IGNORED_SUFFIXES = frozenset({".pyc", ".pyo", ".so", ".md"})
 
 
 def content_tag(root: Path, inputs: Iterable[str], salt: str = "") -> str:
-    """Twelve hex digits over the paths, modes and bytes of the inputs, and over `salt` (whatever
-    else decides the image, such as its base).
+    """`sha-` and twelve hex digits over the paths, modes and bytes of the inputs, and over `salt`
+    (whatever else decides the image, such as its base).
 
     Raises ClusterError when an input is not there.
     """
@@ -59,7 +59,7 @@ def content_tag(root: Path, inputs: Iterable[str], salt: str = "") -> str:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root)}\0{executable}\0{len(content)}\0".encode())
         digest.update(content)
-    return digest.hexdigest()[:12]
+    return f"sha-{digest.hexdigest()[:12]}"  # without a letter `helm --set` may see a number
 
 
 def stage(root: Path, inputs: Iterable[str], folder: Path) -> None:

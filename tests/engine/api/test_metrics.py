@@ -63,6 +63,13 @@ def test_each_page_has_its_own_time() -> None:
     assert [float(found[1]) for found in times if found] == [1_795_000_000.25, 1_795_000_005.5]
 
 
+def test_the_seats_of_a_step_are_told(server: Any, slow_server: Any) -> None:
+    """The operator's scaler reads this name, and adds the series of several engines up."""
+    labels = {"model_name": "fake", "engine": "0"}
+    assert server.metric("quire_max_num_seqs", **labels) == 64
+    assert slow_server.metric("quire_max_num_seqs", **labels) == 2
+
+
 def test_start_up_is_told_by_phase(server: Any) -> None:
     for phase in ("imports", "weights", "tokenizer", "total"):
         assert server.metric("quire_startup_seconds", phase=phase) >= 0

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -144,15 +145,30 @@ def test_tokenizer_json_beside_a_gguf_wins(tmp_path: Path, model_dir: Path) -> N
     assert load_tokenizer(file).vocab_size == load_tokenizer(model_dir).vocab_size
 
 
-@pytest.mark.model
-@pytest.mark.parametrize("text", TEXTS)
-def test_the_real_tokenizer_equals_transformers(text: str) -> None:
+@pytest.fixture(scope="module")
+def theirs() -> Any:
     from transformers import AutoTokenizer
 
-    folder = MODELS / "SmolLM2-135M-Instruct"
-    theirs = AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(MODELS / "SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="module")
+def from_folder() -> Tokenizer:
+    return load_tokenizer(MODELS / "SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="module")
+def from_gguf() -> Tokenizer:
     (file,) = (MODELS / "SmolLM2-135M-Instruct-GGUF").glob("*.gguf")
-    for ours in (load_tokenizer(folder), load_tokenizer(file)):
+    return load_tokenizer(file)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_real_tokenizer_equals_transformers(
+    theirs: Any, from_folder: Tokenizer, from_gguf: Tokenizer, text: str
+) -> None:
+    for ours in (from_folder, from_gguf):
         ids = ours.encode(text, add_special_tokens=True)
         assert ids == theirs(text)["input_ids"]
         assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(
@@ -161,12 +177,8 @@ def test_the_real_tokenizer_equals_transformers(text: str) -> None:
 
 
 @pytest.mark.model
-def test_the_real_chat_equals_transformers() -> None:
-    from transformers import AutoTokenizer
-
-    folder = MODELS / "SmolLM2-135M-Instruct"
-    theirs = AutoTokenizer.from_pretrained(folder)
-    ours = load_tokenizer(folder)
+def test_the_real_chat_equals_transformers(theirs: Any, from_folder: Tokenizer) -> None:
+    ours = from_folder
     assert ours.special.chat_template is not None
     template = ChatTemplate(ours.special.chat_template, ours.special.by_name)
     for roles in (["user"], ["system", "user", "assistant", "user"]):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from quire_cluster.hub import RunningMirror, running_mirror
 from quire_cluster.tiny_models import TinyModel, write_tiny_model
 from quire_engine.fetch import FetchOptions, SourceOptions, run_fetch
+from quire_engine.fetch.parts import PartTable
 
 REPO = "org/tiny"
 URI = f"hf://{REPO}"
@@ -58,6 +60,37 @@ class Fetcher:
             for path in model.rglob("*")
             if path.is_file()
         }
+
+    @property
+    def staged_bytes(self) -> int:
+        """What the part tables and finished files on the volume vouch for. While a fetch runs, a
+        file that it finishes during the count is left out of it."""
+        return sum(_vouched_bytes(path) for path in self.volume.glob(".staging/blobs/*"))
+
+    def sent(self, suffix: str = "") -> int:
+        """Bytes that the mirror gave away of files whose path ends so."""
+        return sum(entry.bytes for entry in self.mirror.downloads(suffix))
+
+    def eventually(self, holds: Callable[[], bool], seconds: float = 60.0) -> None:
+        """Wait for something that another thread or process is about to do."""
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end, "it did not come to that"
+            time.sleep(0.005)
+
+
+def _vouched_bytes(path: Path) -> int:
+    try:
+        if path.suffix == "":
+            return path.stat().st_size
+        if path.suffix != ".parts":
+            return 0
+        size = path.with_suffix(".partial").stat().st_size
+        table = PartTable.decode(path.read_bytes(), size)
+    except FileNotFoundError:  # renamed to its final name
+        return 0
+    assert table is not None
+    return table.bytes_done
 
 
 @pytest.fixture(scope="session")

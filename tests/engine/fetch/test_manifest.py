@@ -12,7 +12,6 @@ from quire_engine.fetch.manifest import (
     Manifest,
     ManifestFile,
     check_model,
-    check_safetensors,
     find_manifest,
     verify_file,
 )
@@ -91,14 +90,6 @@ def test_a_garbled_header(model: Path) -> None:
     flip_byte(shard(model), 9)
     with pytest.raises(ModelCorrupt, match="header"):
         check_model(model)
-
-
-@pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"\xff" * 64, b"\x02" + b"\x00" * 7 + b"[]"])
-def test_no_safetensors_at_all(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(ModelCorrupt):
-        check_safetensors(path)
 
 
 def test_a_flipped_byte_is_found_by_hashing_alone(model: Path) -> None:
