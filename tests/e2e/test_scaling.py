@@ -18,7 +18,7 @@ BUILTIN: kube.Json = {
     "minReplicas": 1,
     "scaleDown": {"stabilizationSeconds": DOWN_SECONDS, "maxStep": 2},
 }
-LONG_PROMPT_WORDS = 400
+LONG_PROMPT_WORDS = 60  # about 300 tokens
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_late_first_token_adds_a_replica_while_nobody_waits(service: Scaled) -
         _ask_long_until(client, lambda: service.replicas() == 2, seconds=60)
     [up, *_] = service.decisions()
     assert (up["from"], up["to"]) == (1, 2)
-    assert up["reason"].startswith("TTFT"), up
+    assert up["reason"].startswith("TimeToFirstToken"), up
     assert float(up["inputs"]["ttftP95Seconds"]) > 0.1
     assert float(up["inputs"]["waiting"]) <= 1, "the queue was to be short"
     service.wait_ready(2)
