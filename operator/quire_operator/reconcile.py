@@ -70,9 +70,10 @@ class Reconciler:
             invalid = status.build_invalid(service, self.wall())
             await status.write(self.client, self.world, service, invalid)
             return None
+        # Before anything is waited for: one who goes meanwhile would be given a port for ever.
+        self._hold_port(key, service.spec)
         await self._see_foreign_claim(key, service)
         await self._see_leaving_autoscalers(key)
-        self._hold_port(key, service.spec)
         seen = observe(self.world, key, service, service.spec, self.defaults, self.wall())
         seen = await self._ask_around(seen)
         wanted = plan(seen)

@@ -170,6 +170,20 @@ async def test_only_the_leader_gives_ports_out(rig: Rig, chat: Key) -> None:
 # ---- to zero ------------------------------------------------------------------------------------
 
 
+async def test_who_goes_during_its_reconcile_takes_no_port_along(rig: Rig, chat: Key) -> None:
+    cache = {"mode": "existing", "existingClaim": "mine"}
+    rig.cluster.put(service_manifest(scaling=SLEEPS, cache=cache))
+    get = rig.cluster.get
+
+    async def slow(kind: Kind, namespace: str, name: str) -> Manifest:
+        rig.cluster.remove(SERVICE_KIND, chat)
+        return await get(kind, namespace, name)
+
+    rig.cluster.get = slow  # type: ignore[method-assign]
+    await rig.settle()
+    assert rig.world.ports.port(chat) is None
+
+
 async def test_while_the_first_pod_starts_the_gateway_answers(rig: Rig, chat: Key) -> None:
     rig.gateway(*GATEWAY)
     rig.cluster.put(service_manifest(scaling=SLEEPS))
