@@ -182,7 +182,10 @@ class World:
                 self._wake(key)
 
     def record_scaling(self, key: Key, report: ScalingReport) -> None:
-        """Takes the scaler's report into the next status; wakes the service if it is news."""
+        """Takes the scaler's report into the next status; wakes the service if it is news. One on a
+        service that went meanwhile is dropped: nobody would forget it, and a successor get it."""
+        if self.service(key) is None:
+            return
         before = self._scaling.get(key)
         decisions = before.decisions if before else ()
         if report.decision is not None:

@@ -138,6 +138,15 @@ def test_reports_wake_only_when_they_say_something_new(woken: Woken) -> None:
     assert woken.keys == [CHAT]
 
 
+def test_a_report_on_who_is_gone_is_not_kept_for_a_successor(woken: Woken) -> None:
+    woken.world.drop(SERVICE_KIND, CHAT)
+    woken.keys.clear()
+    woken.world.record_scaling(CHAT, ScalingReport(2, "True", "Active", "m", decision(1)))
+    assert woken.keys == []
+    woken.put(SERVICE_KIND, stored(service_manifest(), "successor", "9"))
+    assert woken.world.scaling(CHAT) is None
+
+
 def test_the_last_decisions_are_kept_newest_first(woken: Woken) -> None:
     for number in range(8):
         report = ScalingReport(number, "True", "Active", "m", decision(number))
