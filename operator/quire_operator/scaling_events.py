@@ -16,7 +16,7 @@ from quire_operator.scaling_report import sentence
 from quire_operator.world import ScalingReport
 
 MAX_MESSAGE = 1024
-REPEAT_SECONDS = 300.0  # trouble that flickers is told once in this time
+REPEAT_SECONDS = 300.0  # trouble that flickers is told once in this time, each kind of it
 _QUIET = frozenset({Reason.NO_READY_PODS, Reason.PAUSED})
 
 
@@ -49,7 +49,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._told: str | None = None  # the trouble that a note was made of, while it lasts
-        self._last: tuple[str, float] | None = None
+        self._last: dict[str, float] = {}  # by reason: when it was told
 
     def note(self, report: ScalingReport, now: float) -> Note | None:
         """Of the condition as it is now; `now`: seconds on a steady clock."""
@@ -63,11 +63,11 @@ class Turns:
     def _trouble(self, report: ScalingReport, now: float) -> Note | None:
         if self._told is not None:
             return None
-        if self._last is not None:
-            reason, at = self._last
-            if reason == report.reason and now - at < REPEAT_SECONDS:
-                return None
-        self._told, self._last = report.reason, (report.reason, now)
+        last = self._last.get(report.reason)
+        if last is not None and now - last < REPEAT_SECONDS:
+            return None
+        self._told = report.reason
+        self._last[report.reason] = now
         return Note("Warning", report.reason, report.message)
 
 

@@ -260,7 +260,7 @@ class ScalingLoop:
         key = view.key
         if not decision.changed or decision.dry_run or not self._leader.is_leader:
             return _Outcome()
-        if _has_changed(view, self._fleet.snapshot(key)):
+        if _has_changed(view, decision, self._fleet.snapshot(key)):
             return _Outcome()
         try:
             async with asyncio.timeout(max(5.0, self._interval)):
@@ -330,9 +330,12 @@ class ScalingLoop:
         )
 
 
-def _has_changed(view: Snapshot, now: Snapshot | None) -> bool:
-    """Whether what was decided on does not stand any more: another mode, another's number."""
+def _has_changed(view: Snapshot, decision: Decision, now: Snapshot | None) -> bool:
+    """Whether what was decided on does not stand any more: another mode, another's number; and for
+    sleep, that nobody holds requests and somebody would."""
     if now is None or now.deleting or now.other_writer is not None:
+        return True
+    if decision.to_replicas == 0 and (now.activated or not now.gateway_ready):
         return True
     return now.spec.scaling != view.spec.scaling or now.replicas != view.replicas
 

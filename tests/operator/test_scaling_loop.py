@@ -637,6 +637,21 @@ async def test_trouble_that_flickers_is_told_once_in_five_minutes() -> None:
     assert world.told()[2:] == [("Warning", "MetricsMissing")]
 
 
+async def test_troubles_that_take_turns_are_told_once_each_in_five_minutes() -> None:
+    world = bench()
+    world.fleet.replicas[CHAT] = 2
+    for turn in range(12):
+        for pod in ("chat-0", "chat-1")[: 1 + turn % 2]:
+            world.answers[pod] = Missing("answered 500")
+        await world.rounds(2)
+        world.answers.clear()
+        await world.rounds(2)
+    assert sorted(reason for kind, reason in world.told() if kind == "Warning") == [
+        "MetricsMissing",
+        "MetricsPartial",
+    ]
+
+
 @pytest.mark.parametrize(
     "error", [Denied(403, "POST events", "may not"), NotLeader("lost"), TimeoutError()]
 )
@@ -780,6 +795,29 @@ async def test_what_changed_during_the_scrape_is_not_written_over(change: str) -
     await world.rounds(1)
     assert fleet.writes == []
     assert world.decisions() == []
+
+
+@pytest.mark.parametrize("change", ["activation", "gateway"])
+async def test_what_came_during_the_scrape_holds_off_sleep(change: str) -> None:
+    fleet = FakeFleet({CHAT: spec(idleSecondsToZero=30)}, gateway_ready=True)
+    comes = False
+
+    async def scrape(url: str) -> PodMetrics | Missing:
+        if comes and change == "activation":
+            fleet.activated = True
+        elif comes:
+            fleet.gateway_ready = False
+        return replace(IDLE, ended=0.0)
+
+    world = Bench(fleet, scrape=scrape)
+    await world.rounds(6)
+    assert fleet.writes == []
+    comes = True
+    await world.rounds(1)
+    assert fleet.writes == [], "it was to sleep by what was known before the scrape"
+    comes, fleet.activated, fleet.gateway_ready = False, False, True
+    await world.rounds(10)
+    assert fleet.writes == [(CHAT, 0)]
 
 
 async def test_an_activation_is_followed_at_once_and_only_at_zero() -> None:
