@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from quire_operator import api, autoscalers, names
 from quire_operator.activation import Sighting, sight
@@ -39,6 +39,8 @@ from quire_operator.views import (
     ServiceView,
     View,
 )
+
+_Of = TypeVar("_Of")
 
 MAX_DECISIONS = 5
 AUTOSCALERS = (HPA, SCALED_OBJECT)
@@ -326,7 +328,8 @@ class World:
         seen_before = isinstance(before, PodView) and not before.ready
         if seen_before and view.meta.service and view.ready_since and view.started:
             key = Key(view.meta.namespace, view.meta.service)
-            self._startup[key] = view.ready_since - view.started
+            if self.service(key) is not None:  # a pod may be ready after its service went
+                self._startup[key] = view.ready_since - view.started
 
     def _children(self, kind: Kind, key: Key) -> Iterator[View]:
         objects = self._objects.get(kind, {})
@@ -346,12 +349,12 @@ class World:
 
     def _unlink(self, kind: Kind, at: Key, view: View) -> None:
         for key in self._concerned(kind, at, view):
-            self._by_service.get((kind, key), set()).discard(at)
+            _take_out(self._by_service, (kind, key), at)
         if isinstance(view, ServiceView):
             self._by_uid.pop(view.meta.uid, None)
         if isinstance(view, ServiceView) and view.spec is not None:
             for claim in claims_of(at, view.spec):
-                self._claims.get(claim, set()).discard(at)
+                _take_out(self._claims, claim, at)
 
     def _concerned(self, kind: Kind, at: Key, view: View) -> list[Key]:
         """What an object is filed under: its service by label, its stem for fetches."""
@@ -379,6 +382,14 @@ class World:
             if key is not None:
                 users.add(key)
         return users
+
+
+def _take_out(index: dict[_Of, set[Key]], of: _Of, at: Key) -> None:
+    """Leaves no empty set behind: names come and go for as long as the process lives."""
+    members = index.get(of, set())
+    members.discard(at)
+    if not members:
+        index.pop(of, None)
 
 
 def claims_of(key: Key, spec: api.Spec) -> list[Key]:

@@ -169,3 +169,17 @@ def test_start_up_is_the_first_readiness_that_was_seen_coming(woken: Woken) -> N
     again["status"]["conditions"][0]["lastTransitionTime"] = "2026-11-21T11:00:00Z"
     woken.put(POD, again)
     assert woken.world.startup_seconds(CHAT) == 9, "a recovery is no start-up"
+
+
+def test_nothing_is_kept_of_who_is_gone(woken: Woken) -> None:
+    times = {"startTime": "2026-11-21T10:00:00Z"}
+    woken.put(POD, pod("p", "2", "False", **times))
+    woken.world.record_scaling(CHAT, ScalingReport(2, "True", "Active", "m", decision(1)))
+    woken.world.drop(SERVICE_KIND, CHAT)
+    ready = pod("p", "3", "True", **times)
+    ready["status"]["conditions"][0]["lastTransitionTime"] = "2026-11-21T10:00:09Z"
+    woken.put(POD, ready)
+    woken.world.drop(POD, Key("default", "p"))
+    kept = {name: value for name, value in vars(woken.world).items() if name != "_objects"}
+    sizes = {name: len(value) for name, value in kept.items() if isinstance(value, dict | set)}
+    assert set(sizes.values()) == {0}, sizes
