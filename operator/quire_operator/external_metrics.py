@@ -70,11 +70,21 @@ async def read_trust(client: ConfigMaps) -> Trust:
             "ConfigMap kube-system/extension-apiserver-authentication has no "
             "requestheader-client-ca-file: the API server runs without an aggregation layer"
         )
+    return Trust(client_ca, _allowed_names(data.get("requestheader-allowed-names") or "[]"))
+
+
+def _allowed_names(text: str) -> frozenset[str]:
+    """Raises TrustError: what is no list of names must not pass for an empty one, which lets all
+    in. null is how Go writes an empty list."""
     try:
-        names = json.loads(data.get("requestheader-allowed-names") or "[]")
+        names = json.loads(text)
     except ValueError as e:
         raise TrustError(f"requestheader-allowed-names is not a JSON list: {e}") from e
-    return Trust(client_ca, frozenset(names))
+    if names is None:
+        return frozenset()
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TrustError(f"requestheader-allowed-names is not a JSON list of names: {text}")
+    return frozenset(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +219,23 @@ class Server:
         if self._runner is None:
             self._runner = web.AppRunner(self._metrics.app(), access_log=None)
             await self._runner.setup()
-        host, port = self._address
-        before = self._site
         # A context cannot take a CA back, so both listen for a moment, on the same port.
-        self._site = web.TCPSite(self._runner, host, port, ssl_context=context, reuse_port=True)
-        await self._site.start()
+        before, self._site = self._site, await self._listen(self._runner, context)
         if before is not None:
             await before.stop()
         self._served = wanted
-        logger.info("external metrics are served on port %d", port)
+        logger.info("external metrics are served on port %d", self._address[1])
+
+    async def _listen(self, runner: web.AppRunner, context: ssl.SSLContext) -> web.TCPSite:
+        """Raises OSError; the runner does not remember the attempt then."""
+        host, port = self._address
+        site = web.TCPSite(runner, host, port, ssl_context=context, reuse_port=True)
+        try:
+            await site.start()
+        except OSError:
+            await site.stop()
+            raise
+        return site
 
     async def close(self) -> None:
         if self._runner is not None:
@@ -231,7 +249,10 @@ def tls_context(trust: Trust, identity: Identity) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(identity.certificate, identity.key)
-    context.load_verify_locations(cadata=trust.client_ca)
+    # Text around the certificates is no part of PEM, and Python takes ASCII only.
+    context.load_verify_locations(cadata=trust.client_ca.encode("ascii", "ignore").decode())
+    # As the API server does: the CA that is given may be an intermediate one.
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     context.verify_mode = ssl.CERT_OPTIONAL
     return context
 

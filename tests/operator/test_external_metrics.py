@@ -77,9 +77,10 @@ class Site:
         self.sleeps = Sleeps()
         self.server = Server(metrics, self.cluster, identity, self.port, "127.0.0.1", self.sleeps)
 
-    def trust(self, ca: trustme.CA, *names: str) -> None:
+    def trust(self, ca: trustme.CA, *names: str, above: str = "") -> None:
+        """`above`: text before the certificate, as files of CAs often have it."""
         data = {
-            "requestheader-client-ca-file": ca.cert_pem.bytes().decode(),
+            "requestheader-client-ca-file": above + ca.cert_pem.bytes().decode(),
             "requestheader-allowed-names": json.dumps(names),
         }
         metadata = {"namespace": "kube-system", "name": "extension-apiserver-authentication"}
@@ -167,6 +168,15 @@ async def test_without_allowed_names_any_of_the_ca_is_believed(site: Site) -> No
     site.trust(site.proxy_ca)
     await site.server.refresh()
     assert (await site.queue(name="aggregator"))[0] == 200
+
+
+async def test_an_intermediate_ca_is_believed_without_its_root(site: Site) -> None:
+    root, site.proxy_ca = site.proxy_ca, site.proxy_ca.create_child_ca()
+    site.trust(site.proxy_ca, "front-proxy-client", above="# für den API-Server\n")
+    await site.server.refresh()
+    assert (await site.queue())[0] == 200
+    with pytest.raises(aiohttp.ClientError):
+        await site.queue(ca=root)
 
 
 @pytest.mark.parametrize("path", ["/apis", ROOT, QUEUE, "/nowhere"])
@@ -270,6 +280,26 @@ async def test_a_broken_certificate_leaves_the_old_one(site: Site) -> None:
     assert (await site.queue())[0] == 200
 
 
+async def test_a_port_that_does_not_open_leaves_the_old_one_to_be_closed_later(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, site.proxy_ca = site.proxy_ca, trustme.CA()
+    site.trust(site.proxy_ca, "front-proxy-client")
+
+    async def refused(*_: Any, **__: Any) -> None:
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio.get_running_loop(), "create_server", refused)
+        with pytest.raises(OSError, match="open files"):
+            await site.server.refresh()
+    assert (await site.queue(ca=before))[0] == 200
+    await site.server.refresh()
+    for _ in range(8):  # with two listeners the kernel would hand it to either
+        with pytest.raises(aiohttp.ClientError):
+            await site.queue(ca=before)
+
+
 async def test_it_waits_for_a_cluster_that_says_whom_to_believe(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -299,6 +329,13 @@ async def test_it_waits_for_a_cluster_that_says_whom_to_believe(
             {"requestheader-client-ca-file": "x", "requestheader-allowed-names": "front"},
             "not a JSON list",
         ),
+        *(
+            (
+                {"requestheader-client-ca-file": "x", "requestheader-allowed-names": names},
+                "not a JSON list of names",
+            )
+            for names in ('"front"', "0", "{}", "[{}]")
+        ),
     ],
 )
 async def test_a_cluster_that_says_nothing_of_use(data: dict[str, str], words: str) -> None:
@@ -309,3 +346,12 @@ async def test_a_cluster_that_says_nothing_of_use(data: dict[str, str], words: s
     cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
     with pytest.raises(TrustError, match=words):
         await read_trust(cluster)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", ""])
+async def test_no_name_is_asked_for(text: str, tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    metadata = {"namespace": "kube-system", "name": "extension-apiserver-authentication"}
+    data = {"requestheader-client-ca-file": "x", "requestheader-allowed-names": text}
+    site.cluster.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+    assert (await read_trust(site.cluster)).allowed_names == frozenset()
