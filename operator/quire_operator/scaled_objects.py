@@ -56,10 +56,14 @@ class ScaledObjectPoller:
                 await self._sleep(PERIOD_SECONDS)
                 if self._is_wanted():
                     break
-            await self.poll()
+            try:
+                await self.poll()
+            except ApiError as e:
+                logger.warning("ScaledObjects not listed: %s", e)
 
     async def poll(self) -> None:
-        """One look. An API server that does not answer changes nothing that is known."""
+        """One look. Raises ApiError for an API server that does not answer: what is known stands,
+        and at the start nothing is known, a ScaledObject that still scales among it."""
         found: set[Key] = set()
         try:
             for namespace in self._namespaces:
@@ -68,9 +72,6 @@ class ScaledObjectPoller:
             self._world.set_keda_trouble(MISSING if isinstance(e, NotFound) else DENIED)
             if isinstance(e, NotFound):
                 self._forget_all_but(set())
-            return
-        except ApiError as e:
-            logger.warning("ScaledObjects not listed: %s", e)
             return
         self._world.set_keda_trouble(None)
         self._forget_all_but(found)

@@ -89,6 +89,10 @@ async def test_a_scaled_object_that_keda_does_not_let_go_is_told(rig: Rig) -> No
     assert view.other_writer is None
 
 
+class Done(Exception):
+    """Ends a loop."""
+
+
 class Failing(FakeCluster):
     """A cluster that answers lists with an error."""
 
@@ -103,13 +107,29 @@ class Failing(FakeCluster):
 async def test_an_outage_changes_nothing_that_is_known() -> None:
     cluster = Failing()
     world = World()
-    poller = ScaledObjectPoller(cluster, world, ())
+    sleeps = 0
+
+    async def sleep(_: float) -> None:
+        nonlocal sleeps
+        sleeps += 1
+        if sleeps == 3:
+            raise Done
+
+    poller = ScaledObjectPoller(cluster, world, (), sleep)
     cluster.put(one())
     await poller.poll()
     cluster.error = Unavailable(503, "GET", "etcd is slow")
-    await poller.poll()
+    with pytest.raises(Done):
+        await poller.run()
     assert world.keda_trouble is None
     assert len(world.all(SCALED_OBJECT)) == 1
+
+
+async def test_a_first_look_without_an_answer_is_no_look() -> None:
+    cluster = Failing()
+    cluster.error = Unavailable(503, "GET", "etcd is slow")
+    with pytest.raises(Unavailable):
+        await ScaledObjectPoller(cluster, World(), ()).poll()
 
 
 async def test_a_missing_right_is_told() -> None:
@@ -126,9 +146,6 @@ async def test_it_looks_rarely_while_nobody_wants_one(rig: Rig, mode: str, sleep
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
-
-    class Done(Exception):
-        """Ends the loop."""
 
     class Once(ScaledObjectPoller):
         async def poll(self) -> None:
