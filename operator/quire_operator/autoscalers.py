@@ -180,7 +180,7 @@ def _pushed(scaler: str | None, wanted: tuple[Target, ...]) -> list[Manifest]:
     is a new generation of the ScaledObject, on which KEDA asks for the specs again."""
     found = []
     for kind in ("AverageValue", "Value"):
-        metrics = {t.metric: figure(t.value) for t in wanted if t.type == kind}
+        metrics = {t.metric: _figure(t.value) for t in wanted if t.type == kind}
         if metrics:
             found.append(_push(scaler, kind, metrics))
     return found
@@ -199,7 +199,7 @@ def _queried(key: Key, server: str, target: Target, *, sleeps: bool) -> Manifest
     metadata = {
         "serverAddress": server.rstrip("/"),
         "query": prometheus_queries.query(key, target.metric),
-        "threshold": figure(target.value),
+        "threshold": _figure(target.value),
         "ignoreNullValues": "false",
     }
     if sleeps:
@@ -207,5 +207,6 @@ def _queried(key: Key, server: str, target: Target, *, sleeps: bool) -> Manifest
     return {"type": "prometheus", "metricType": target.type, "metadata": metadata}
 
 
-def figure(number: float) -> str:
-    return f"{number:.6g}" if number < 1e6 else str(round(number))
+def _figure(number: float) -> str:
+    """Of a target: `api.Targets` bounds them to six digits."""
+    return f"{number:.6g}"
