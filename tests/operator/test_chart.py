@@ -723,6 +723,7 @@ def test_an_upgrade_keeps_its_certificate(upgrade: Upgrade) -> None:
             {"externalMetrics": {"enabled": True, "caBundle": "QQ=="}},
             "externalMetrics.caBundle has no meaning without",
         ),
+        ({"externalMetrics": {"existingSecret": "My_Secret"}}, "/externalMetrics/existingSecret"),
         ({"keda": {"scaler": True}}, "additional properties 'scaler' not allowed"),
         ({"metrics": {"port": 80}}, "/metrics/port"),
         ({"metrics": {"serviceMonitor": {"interval": "15"}}}, "/metrics/serviceMonitor/interval"),
