@@ -138,6 +138,9 @@ class World:
         before = self._objects.setdefault(kind, {}).get(at)
         if before is not None and not _news(view.meta, before.meta):
             return
+        if before is not None and before.meta.uid != view.meta.uid:
+            self.drop(kind, at)  # its end was not told; a successor inherits nothing
+            before = None
         if before is not None:
             self._unlink(kind, at, before)
             self._notify(kind, at, before)

@@ -147,6 +147,12 @@ def test_a_report_on_who_is_gone_is_not_kept_for_a_successor(woken: Woken) -> No
     assert woken.world.scaling(CHAT) is None
 
 
+def test_a_successor_whose_predecessors_end_was_not_told_inherits_nothing(woken: Woken) -> None:
+    woken.world.record_scaling(CHAT, ScalingReport(2, "True", "Active", "m", decision(1)))
+    assert woken.put(SERVICE_KIND, stored(service_manifest(), "successor", "9")) == [CHAT]
+    assert woken.world.scaling(CHAT) is None
+
+
 def test_the_last_decisions_are_kept_newest_first(woken: Woken) -> None:
     for number in range(8):
         report = ScalingReport(number, "True", "Active", "m", decision(number))
