@@ -436,10 +436,10 @@ class Rollout(_Schema, frozen=True):
         Meta(
             ge=10,
             le=604_800,
-            description="Seconds, counted from when its Deployment became unavailable (or was "
-            "made, if that is later), within which a revision must become ready. Default 1800. Past "
-            "them RolloutComplete is False with reason ProgressDeadlineExceeded; an earlier revision "
-            "keeps serving.",
+            description="Seconds, counted from when its Deployment became unavailable (or "
+            "was made, if that is later), within which a revision must become ready. "
+            "Default 1800. Past them RolloutComplete is False with reason "
+            "ProgressDeadlineExceeded; an earlier revision keeps serving.",
         ),
     ] = 1800
 
