@@ -70,7 +70,8 @@ class Scaled:
         return kube.items("pods", self.namespace, selector)
 
     def writers(self) -> list[str]:
-        """The field managers that own spec.replicas."""
+        """The field managers that own spec.replicas. Kubernetes (1.34) loses them for ever once 0
+        was written through /scale: there the field is left out."""
         return [
             entry["manager"]
             for entry in self.get()["metadata"]["managedFields"]
