@@ -24,6 +24,7 @@ from quire_operator.readings import Reading, Readings
 from quire_operator.scaling import (
     Decision,
     Observation,
+    Reason,
     ScalingConfig,
     decide,
     remember,
@@ -289,6 +290,8 @@ class ScalingLoop:
         if outcome.refusal is not None:
             await self._report(view, state, scaling_report.refused(decision, outcome.refusal))
             return
+        if decision.reason is Reason.IDLE and not (outcome.applied or decision.dry_run):
+            return  # it does not sleep after all, or another puts it to sleep
         if 0 < state.blind_rounds < BLIND_ROUNDS:
             if not outcome.applied:
                 return

@@ -815,6 +815,7 @@ async def test_what_came_during_the_scrape_holds_off_sleep(change: str) -> None:
     comes = True
     await world.rounds(1)
     assert fleet.writes == [], "it was to sleep by what was known before the scrape"
+    assert (world.last.desired, world.last.reason) == (1, "Active")
     comes, fleet.activated, fleet.gateway_ready = False, False, True
     await world.rounds(10)
     assert fleet.writes == [(CHAT, 0)]
