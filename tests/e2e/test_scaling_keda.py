@@ -137,7 +137,7 @@ def _ask(service: Scaled) -> str:
 def test_each_mode_takes_over_from_each_other_and_leaves_nothing(namespace: str) -> None:
     """On a service whose pods find no node: who writes replicas is what is looked at."""
     nowhere = {"spec": {"nodeSelector": {"quire.test/no-such": "node"}}}
-    kube.apply(scaled.manifest("parked", podTemplate=nowhere), namespace)
+    kube.apply(scaled.manifest("parked", replicas=2, podTemplate=nowhere), namespace)
     service = Scaled(namespace, "parked")
     assert len(set(itertools.pairwise(CIRCUIT))) == len(OBJECTS) * (len(OBJECTS) - 1)
     for mode in CIRCUIT:
