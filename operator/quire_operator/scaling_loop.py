@@ -374,28 +374,27 @@ async def run(
     """Scales every service until cancelled. `on_start` is given the loop, to `hurry` it."""
     interval = settings.scrape_interval_seconds
     deadline = max(1.0, 0.6 * interval)  # a pod whose cores all compute answers in 1 s still
-    async with scraper.make_session() as session:
 
-        async def scrape(url: str) -> PodMetrics | Missing:
-            return await scraper.scrape(session, url, deadline)
+    async def scrape(url: str) -> PodMetrics | Missing:
+        return await scraper.scrape(url, deadline)
 
-        async def write_scale(key: Key, replicas: int) -> None:
-            view = world.snapshot(key)
-            version = view.resource_version if view else ""
-            await apply.scale(client, key, replicas, version)
+    async def write_scale(key: Key, replicas: int) -> None:
+        view = world.snapshot(key)
+        version = view.resource_version if view else ""
+        await apply.scale(client, key, replicas, version)
 
-        async def post(event: Manifest) -> None:
-            await client.create(event, names.MANAGER_SCALER)
+    async def post(event: Manifest) -> None:
+        await client.create(event, names.MANAGER_SCALER)
 
-        loop = ScalingLoop(
-            world,
-            write_scale,
-            leader,
-            scrape,
-            metrics,
-            interval,
-            readings=readings,
-            post=post,
-        )
-        on_start(loop)
-        await loop.run()
+    loop = ScalingLoop(
+        world,
+        write_scale,
+        leader,
+        scrape,
+        metrics,
+        interval,
+        readings=readings,
+        post=post,
+    )
+    on_start(loop)
+    await loop.run()

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import aiohttp
-
+from quire_operator import page
+from quire_operator.page import BadAnswer
 from quire_operator.scaling import PodLoad
 from quire_operator.scaling_histogram import Histogram, is_valid
 
@@ -27,9 +27,9 @@ SLOTS = b"quire_max_num_seqs"  # ours only: vLLM does not say how many requests 
 PAGE_TIME = b"quire_metrics_time_seconds"  # ours only
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
-_NO_ACCEPT_ENCODING = {"Accept": "text/plain", "Accept-Encoding": "identity"}
 
-_SAMPLE = re.compile(rb'(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?[ \t]+(\S+)')
+# Possessive: what is a label cannot be anything else, and a line costs a third of the time.
+_SAMPLE = re.compile(rb'(?:\{((?:[^"}]++|"(?:[^"\\]++|\\.)*+")*+)\})?[ \t]+(\S+)')
 _LE = re.compile(rb'(?:^|,)\s*le="([^"\\]+)"')
 
 
@@ -131,44 +131,19 @@ def _histogram(page: bytes, name: bytes) -> Histogram | None:
     return histogram
 
 
-def make_session() -> aiohttp.ClientSession:
-    """One session for all pods: no limit on connections (a pod that hangs must not hold up another
-    service's), none kept alive (the engine's server closes idle ones at about our own interval)."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, force_close=True),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        headers=_NO_ACCEPT_ENCODING,
-    )
-
-
 def metrics_url(ip: str, port: int) -> str:
     return f"http://[{ip}]:{port}/metrics" if ":" in ip else f"http://{ip}:{port}/metrics"
 
 
-async def scrape(
-    session: aiohttp.ClientSession, url: str, timeout_seconds: float
-) -> PodMetrics | Missing:
+async def scrape(url: str, timeout_seconds: float) -> PodMetrics | Missing:
     """One pod's numbers within the deadline, which counts from connect to the body's last byte."""
     try:
         async with asyncio.timeout(timeout_seconds):
-            body = await _get(session, url)
+            body = await page.get(url, MAX_BODY_BYTES)
     except TimeoutError:
         return Missing(f"did not answer within {timeout_seconds:g} s")
-    except (aiohttp.ClientError, OSError) as error:
+    except BadAnswer as error:
+        return Missing(str(error))
+    except OSError as error:
         return Missing(f"cannot be read: {error or type(error).__name__}")
-    return body if isinstance(body, Missing) else parse(body)
-
-
-async def _get(session: aiohttp.ClientSession, url: str) -> bytes | Missing:
-    async with session.get(url, allow_redirects=False) as response:
-        if response.status != 200:
-            return Missing(f"answered {response.status}")
-        chunks: list[bytes] = []
-        size = 0
-        async for chunk in response.content.iter_any():
-            size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                return Missing(f"answered more than {MAX_BODY_BYTES} bytes")
-            chunks.append(chunk)
-        return b"".join(chunks)
+    return parse(body)

@@ -5,7 +5,6 @@ import gzip
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import aiohttp
 import prometheus_client
 import pytest
 from aiohttp import web
@@ -156,21 +155,15 @@ async def serve() -> AsyncIterator[Callable[[Handler], Awaitable[str]]]:
         await runner.cleanup()
 
 
-@pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with scraper.make_session() as session:
-        yield session
-
-
 Serve = Callable[[Handler], Awaitable[str]]
 
 
-async def test_a_sound_pod(serve: Serve, session: aiohttp.ClientSession) -> None:
+async def test_a_sound_pod(serve: Serve) -> None:
     async def handler(request: web.Request) -> web.Response:
         assert request.headers["Accept-Encoding"] == "identity"
         return web.Response(body=PAGE)
 
-    assert await scraper.scrape(session, await serve(handler), 5) == parse(PAGE)
+    assert await scraper.scrape(await serve(handler), 5) == parse(PAGE)
 
 
 async def hang(_request: web.Request) -> web.Response:
@@ -232,32 +225,30 @@ async def cut_off(request: web.Request) -> web.StreamResponse:
         (cut_off, "cannot be read"),
     ],
 )
-async def test_a_pod_that_misbehaves_is_missing(
-    handler: Handler, why: str, serve: Serve, session: aiohttp.ClientSession
-) -> None:
+async def test_a_pod_that_misbehaves_is_missing(handler: Handler, why: str, serve: Serve) -> None:
     url = await serve(handler)
     deadline = 0.2 if "did not answer" in why else 20.0
-    result = await scraper.scrape(session, url, deadline)
+    result = await scraper.scrape(url, deadline)
     assert isinstance(result, Missing)
     assert why in result.why
 
 
-async def test_nobody_listens(unused_tcp_port: int, session: aiohttp.ClientSession) -> None:
-    result = await scraper.scrape(session, scraper.metrics_url("127.0.0.1", unused_tcp_port), 5)
+async def test_nobody_listens(unused_tcp_port: int) -> None:
+    result = await scraper.scrape(scraper.metrics_url("127.0.0.1", unused_tcp_port), 5)
     assert isinstance(result, Missing)
     assert result.why.startswith("cannot be read")
 
 
-async def test_pods_that_hang_hold_nobody_up(serve: Serve, session: aiohttp.ClientSession) -> None:
+async def test_pods_that_hang_hold_nobody_up(serve: Serve) -> None:
     """200 hanging requests at once, and a sound pod beside them still answers."""
 
     async def sound(_request: web.Request) -> web.Response:
         return web.Response(body=PAGE)
 
     hanging, good = await serve(hang), await serve(sound)
-    stuck = [asyncio.create_task(scraper.scrape(session, hanging, 30)) for _ in range(200)]
+    stuck = [asyncio.create_task(scraper.scrape(hanging, 30)) for _ in range(200)]
     await asyncio.sleep(0)
-    assert isinstance(await scraper.scrape(session, good, 20), PodMetrics)
+    assert isinstance(await scraper.scrape(good, 20), PodMetrics)
     assert not any(task.done() for task in stuck)
     for task in stuck:
         task.cancel()
