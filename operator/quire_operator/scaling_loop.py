@@ -133,24 +133,36 @@ class ScalingLoop:
         task.add_done_callback(self._hurried.discard)
 
     async def run(self) -> None:
-        """Rounds at a fixed pace until cancelled; a round that took longer is followed at once."""
-        while True:
-            started = self._clock()
-            await self.run_round()
-            took = self._clock() - started
-            self._metrics.round_took(took)
-            await self._sleep(max(0.0, self._interval - took))
+        """Rounds at a fixed pace until cancelled. The next one waits until every service has been
+        started, not until all have ended: who still waits for a pod is left out of it."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                started = self._clock()
+                serving = await self._start_all(tasks)
+                tasks.create_task(self._time(started, serving))
+                await self._sleep(max(0.0, self._interval - (self._clock() - started)))
 
     async def run_round(self) -> None:
+        """One round, to its end."""
+        async with asyncio.TaskGroup() as tasks:
+            await self._start_all(tasks)
+
+    async def _start_all(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         keys = list(self._fleet.keys())
         self._forget_all_but(set(keys))
         num_slices = -(-len(keys) // SLICE)
-        async with asyncio.TaskGroup() as tasks:
-            for index in range(num_slices):
-                if index:  # spread out, so that answers do not queue behind each other's parsing
-                    await self._sleep(self._interval / 2 / num_slices)
-                for key in keys[index * SLICE : (index + 1) * SLICE]:
-                    tasks.create_task(self._guarded(key))
+        serving = []
+        for index in range(num_slices):
+            if index:  # spread out, so that answers do not queue behind each other's parsing
+                await self._sleep(self._interval / 2 / num_slices)
+            for key in keys[index * SLICE : (index + 1) * SLICE]:
+                serving.append(tasks.create_task(self._guarded(key)))
+        return serving
+
+    async def _time(self, started: float, serving: list[asyncio.Task[None]]) -> None:
+        if serving:
+            await asyncio.wait(serving)
+        self._metrics.round_took(self._clock() - started)
 
     async def _guarded(self, key: Key) -> None:
         if key in self._serving:

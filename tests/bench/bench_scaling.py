@@ -41,7 +41,7 @@ READY_SECONDS = 900
 SETTLE_SECONDS = 30
 INTERVAL_SECONDS = 5
 LOOK_SECONDS = 4.3
-"""The operator's metrics of 1,000 services are an effort of their own. No divisor of the interval."""
+"""Seldom, as the metrics of 1,000 services are an effort; and in no step with the rounds."""
 
 
 # ---- the simulated cluster ----------------------------------------------------------------------

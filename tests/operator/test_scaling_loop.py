@@ -23,12 +23,13 @@ from quire_operator.world import PodEndpoint, ScalingReport, Snapshot
 
 CHAT = Key("team", "chat")
 INTERVAL = 5.0
+TURNS = 20  # of the event loop, in which a service that waits for nothing is done
 TTFT = [Histogram((1.0, float("inf")), (count, count)) for count in (0.0, 20.0)]
 IDLE = PodMetrics(PodLoad(0.0, 0.0, 0.0), Histogram((1.0, float("inf")), (0.0, 0.0)))
 
 
 class Clock:
-    """Virtual seconds: `sleep` moves it."""
+    """Virtual seconds: `sleep` moves it, and lets what runs come to its end."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -38,7 +39,8 @@ class Clock:
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
-        await asyncio.sleep(0)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
     def wall(self) -> datetime:
         return datetime(2026, 11, 21, tzinfo=UTC) + timedelta(seconds=self.now - 1000.0)
@@ -889,6 +891,27 @@ async def test_a_service_that_hangs_delays_no_other() -> None:
     assert not turn.done()
     release.set()
     await turn
+
+
+async def test_the_next_round_does_not_wait_for_a_service_that_hangs() -> None:
+    stuck, fine = Key("team", "stuck"), Key("team", "fine")
+    asked: list[str] = []
+
+    async def scrape(url: str) -> PodMetrics | Missing:
+        asked.append(url.removeprefix("http://").partition("-")[0])
+        if "stuck" in url:
+            await asyncio.Event().wait()
+        return IDLE
+
+    world = Bench(FakeFleet({fine: spec(), stuck: spec()}), scrape=scrape)
+    task = asyncio.create_task(world.loop.run())
+    while asked.count("fine") < 4:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert world.clock.now - 1000.0 == pytest.approx(INTERVAL * 3, abs=INTERVAL)
+    assert asked.count("stuck") == 1, "a service is asked again once it has answered"
 
 
 async def test_a_defect_in_one_service_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
