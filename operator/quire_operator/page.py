@@ -1,9 +1,9 @@
 """Gets one page over HTTP/1.1, with as little as that takes.
 
-A client library's request costs 0.8 ms of processor time beside the connection, and the scaling
-loop makes 3,000 every five seconds on the core that everything else shares. One GET, no redirect,
-no compression, no connection kept (the engine's server closes idle ones at about the loop's own
-interval). httptools, which is llhttp, reads the answer.
+The scaling loop makes 3,000 such requests every five seconds for 1,000 services, on a core that
+everything else shares. One GET, no redirect, no compression, no connection kept (the engine's
+server closes idle ones at about the loop's own interval). httptools, which is llhttp, reads the
+answer.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from quire_operator.scaling_model import Inputs, Observation, PodLoad, Reason, ScalingConfig
 
-SEATS_TAKEN = 0.8  # after a step down: up to 1.0 the simulated daily load turned twice as often
+SEATS_TAKEN = 0.8  # at most, after a step down: full pods are one arrival from a step up again
 _EPSILON = 1e-9  # 3 pods * (4.0 / 3) must not round up to 5
 
 
