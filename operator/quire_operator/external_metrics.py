@@ -16,7 +16,6 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +28,7 @@ from quire_operator.kinds import CONFIG_MAP, Kind, Manifest
 from quire_operator.names import Key
 from quire_operator.readings import Readings
 from quire_operator.served_metrics import METRICS, NoReading
+from quire_operator.values import timestamp
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class ExternalMetrics:
         item = {
             "metricName": metric,
             "metricLabels": {SERVICE_LABEL: name},
-            "timestamp": datetime.fromtimestamp(reading.wall, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "timestamp": timestamp(reading.wall),
             "value": served_metrics.quantity(number),
         }
         return web.json_response(

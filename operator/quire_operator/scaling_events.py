@@ -4,7 +4,7 @@ Pure: the loop posts them. Ordinary life (starting, paused, asleep) is no troubl
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 from quire_operator import names
@@ -13,6 +13,7 @@ from quire_operator.kinds import EVENT, Manifest
 from quire_operator.names import Key
 from quire_operator.scaling_model import Decision, Reason, ScalingConfig
 from quire_operator.scaling_report import sentence
+from quire_operator.values import timestamp
 from quire_operator.world import ScalingReport
 
 MAX_MESSAGE = 1024
@@ -73,7 +74,7 @@ class Turns:
 
 def manifest(key: Key, uid: str, note: Note, now: datetime) -> Manifest:
     """An Event on the InferenceService of this uid, named as client-go does, by the time."""
-    time = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    time = timestamp(now.timestamp())
     unique = f"{int(now.timestamp() * 1e6):x}-{note.reason.lower()}"
     return {
         "apiVersion": EVENT.api_version,

@@ -36,6 +36,7 @@ from quire_operator.scaling_load import measure
 from quire_operator.scaling_pods import PodMemory, Said
 from quire_operator.scraper import Missing, PodMetrics
 from quire_operator.settings import Settings
+from quire_operator.values import timestamp
 from quire_operator.world import PodEndpoint, ScalingReport, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -310,7 +311,7 @@ class ScalingLoop:
             decision = replace(decision, complete=True)  # too early for the condition to say more
         recorded = None
         if outcome.applied or _is_new_dry_decision(decision, state):
-            recorded = self._wall_clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+            recorded = timestamp(self._wall_clock().timestamp())
             self._count(view.key, config, decision)
         if outcome.applied:
             await self._announce(view, moved(config, decision))

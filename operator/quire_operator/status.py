@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import msgspec
 
 from quire_operator import api, conditions, names
@@ -13,6 +11,7 @@ from quire_operator.kinds import SERVICE_KIND
 from quire_operator.names import Key
 from quire_operator.observe import Observation
 from quire_operator.projections import project
+from quire_operator.values import timestamp
 from quire_operator.views import ServiceView
 from quire_operator.world import MAX_DECISIONS, World
 
@@ -71,11 +70,6 @@ def _condition(
         observed_generation=generation,
         last_transition_time=since,
     )
-
-
-def timestamp(now: float) -> str:
-    """RFC 3339, whole seconds, UTC."""
-    return datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _model(case: Case, before: api.ModelStatus | None) -> api.ModelStatus | None:

@@ -37,9 +37,9 @@ from quire_operator.observe import Defaults, Progress
 from quire_operator.projections import project
 from quire_operator.reconcile import Reconciler
 from quire_operator.scaled_objects import ScaledObjectPoller
-from quire_operator.status import timestamp
 from quire_operator.testing_endpoints import activation_lease, selector_slice
 from quire_operator.testing_fields import Path, leaves, merge_patch, set_at, take_back, value_at
+from quire_operator.values import timestamp
 from quire_operator.views import Gateway
 from quire_operator.world import World
 

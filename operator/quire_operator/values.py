@@ -1,8 +1,9 @@
-"""When a live object holds what is wanted, though the API server spells it otherwise."""
+"""Values as the API server spells them: quantities, times, and when a live object holds another."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 _QUANTITY = re.compile(r"^([0-9.]+)([a-zA-Z]*)$")
 _FACTORS = {
@@ -22,6 +23,11 @@ def quantity(value: object) -> float | None:
         return float(match[1]) * _FACTORS[match[2]]
     except ValueError:
         return None
+
+
+def timestamp(seconds: float) -> str:
+    """Epoch seconds as RFC 3339, whole seconds, UTC."""
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def holds(live: object, wanted: object) -> bool:

@@ -5,8 +5,8 @@ import pytest
 from quire_operator import fetch
 from quire_operator.kinds import CLAIM, JOB, POD
 from quire_operator.names import Key
-from quire_operator.status import timestamp
 from quire_operator.testing import Rig, service_manifest
+from quire_operator.values import timestamp
 
 
 def test_a_failure_is_tried_again_within_30_seconds_for_20_minutes() -> None:
