@@ -27,7 +27,12 @@ class Sighting:
     held: bool
 
     def is_fresh(self, now: float) -> bool:
-        return self.held and now < self.counts_from + self.lasts_seconds
+        return self.seconds_left(now) > 0
+
+    def seconds_left(self, now: float) -> float:
+        """Until it has run out; 0 for one that nobody holds."""
+        left = self.counts_from + self.lasts_seconds - now
+        return max(0.0, left) if self.held else 0.0
 
 
 def sight(before: Sighting | None, lease: LeaseView, now: float) -> Sighting:

@@ -16,11 +16,19 @@ from quire_operator import children, names
 from quire_operator.api import KIND
 from quire_operator.client import Api
 from quire_operator.conditions import MAX_MESSAGE, Problem
-from quire_operator.errors import AlreadyExists, Denied, Invalid, NotFound, QuotaExceeded
+from quire_operator.errors import (
+    AlreadyExists,
+    Conflict,
+    Denied,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+)
 from quire_operator.kinds import (
     CLAIM,
     DEPLOYMENT,
     HPA,
+    LEASE,
     POLLED,
     SERVICE_KIND,
     SLICE,
@@ -43,11 +51,13 @@ from quire_operator.plan import (
 )
 from quire_operator.projections import project
 from quire_operator.world import World
+from quire_operator.writer import Hold
 
 logger = logging.getLogger(__name__)
 
-BASIS = (Annotate, JoinClaim)
-"""What later actions stand on: a Job goes once its end is recorded, pods come up on our claim."""
+BASIS = (Annotate, JoinClaim, Hold)
+"""What later actions stand on: a Job goes once its end is recorded, pods come up on our claim, and
+a fetch is made once it is the one that may write."""
 
 
 async def scale(client: Api, key: Key, replicas: int, resource_version: str = "") -> None:
@@ -89,6 +99,7 @@ class Applier:
             LeaveClaim: self._leave,
             Delete: self._delete,
             Lift: self._lift,
+            Hold: self._hold,
         }
 
     async def run(self, actions: tuple[Action, ...]) -> tuple[Problem, ...]:
@@ -172,7 +183,7 @@ class Applier:
 
     def _is_ours(self, kind: Kind, live: Manifest) -> bool:
         metadata = live["metadata"]
-        if kind is CLAIM:
+        if kind in (CLAIM, LEASE):
             labels = metadata.get("labels") or {}
             return bool(labels.get(names.MANAGED_BY) == names.MANAGED_BY_VALUE)
         owners = metadata.get("ownerReferences") or ()
@@ -245,9 +256,39 @@ class Applier:
         if action.kind is SLICE:
             # Gone at once. Until the watch tells so, pods would go to zero on the strength of it.
             self._world.drop(SLICE, Key(self._namespace, action.name), action.uid)
+        if action.kind is LEASE:
+            # Gone at once, too: nobody is to take over what is not there any more.
+            self._world.drop(LEASE, Key(self._namespace, action.name), action.uid)
         if action.kind in POLLED:
             await look(self._client, self._world, action.kind, Key(self._namespace, action.name))
         return None
+
+    async def _hold(self, action: Hold) -> Problem | None:
+        """Raises Conflict where another was faster: the next reconcile sees whose turn it is."""
+        manifest = children.writer_lease(self._namespace, action)
+        try:
+            answer = await self._hold_as(manifest, action)
+        except AlreadyExists as e:
+            problem = await self._taken(LEASE, _name(manifest))
+            if problem is None:
+                raise Conflict(e.status, f"hold {_name(manifest)}", e.message) from e
+            return problem
+        self._learn(LEASE, answer)
+        if action.lease is None or action.lease.holder != action.holder:
+            logger.info("[%s] %s now writes claim %s", self._seen.key, action.holder,
+                        action.claim.meta.name)  # fmt: skip
+        return None
+
+    async def _hold_as(self, manifest: Manifest, action: Hold) -> Manifest:
+        if action.lease is None:
+            return await self._client.create(manifest, names.MANAGER)
+        meta = action.lease.meta
+        body: Manifest = {
+            "metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version},
+            "spec": manifest["spec"],
+        }
+        name = _name(manifest)
+        return await self._client.patch(LEASE, self._namespace, name, body, names.MANAGER)
 
     async def _lift(self, action: Lift) -> Problem | None:
         state = self._seen.service.meta.resource_version

@@ -7,9 +7,21 @@ import msgspec
 
 from quire_operator import api, names, pods, values
 from quire_operator.api import Spec
-from quire_operator.kinds import BUDGET, CLAIM, DEPLOYMENT, JOB, SERVICE, SLICE, Kind, Manifest
+from quire_operator.kinds import (
+    BUDGET,
+    CLAIM,
+    DEPLOYMENT,
+    JOB,
+    LEASE,
+    SERVICE,
+    SLICE,
+    Kind,
+    Manifest,
+)
 from quire_operator.names import Key
+from quire_operator.values import micro_timestamp
 from quire_operator.views import ChildView, Gateway
+from quire_operator.writer import Hold
 
 
 def owner(key: Key, uid: str, *, controller: bool = True) -> Manifest:
@@ -136,6 +148,28 @@ def claim_owner(key: Key, uid: str, claim_name: str, claim_uid: str) -> Manifest
         "uid": claim_uid,
         "ownerReferences": [owner(key, uid, controller=False)],
     }
+    return manifest
+
+
+def writer_lease(namespace: str, hold: Hold) -> Manifest:
+    """The Lease of the one fetch that may write a claim, as it is after taking or renewing it."""
+    before, claim = hold.lease, hold.claim.meta
+    same = before is not None and before.holder == hold.holder
+    manifest = _head(LEASE, namespace, names.writer_lease(claim.name))
+    manifest["metadata"] |= {
+        "labels": {names.MANAGED_BY: names.MANAGED_BY_VALUE, names.COMPONENT: "writer"},
+        "ownerReferences": [
+            {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "name": claim.name}
+            | {"uid": claim.uid}
+        ],
+    }
+    now = micro_timestamp(hold.now)
+    manifest["spec"] = {
+        "holderIdentity": hold.holder,
+        "leaseDurationSeconds": hold.duration_seconds,
+        "renewTime": now,
+        "leaseTransitions": (before.transitions if before else 0) + (0 if same else 1),
+    } | ({} if same else {"acquireTime": now})
     return manifest
 
 

@@ -175,7 +175,7 @@ def _fetch_failed(case: Case) -> Trouble | None:
     if case.fetch.record is not None and case.ready_pods:
         return None
     tries = f"{failure.failures} attempt{'s' if failure.failures > 1 else ''}"
-    message = f"{failure.message} ({tries} so far, trying again)"
+    message = f"{failure.message} ({tries} so far, {_again(case)})"
     small = _cannot_grow(case) if failure.reason == "NoSpace" else None
     return failure.reason, f"{message}; {small[1]}" if small is not None else message
 
@@ -197,6 +197,8 @@ def _fetching(case: Case) -> Trouble | None:
 def progress_words(case: Case) -> str:
     """Such as "1.2 of 16.1 GB at 300.0 MB/s, 40 s left"."""
     what = "the cached files are wrong, fetching them anew: " if case.fetch.repairing else ""
+    if case.fetch.waits_for is not None:
+        return what + _again(case)
     progress = case.seen.progress
     if progress is None or not progress.bytes_total:
         return what + _before_or_after(case.fetch.pod)
@@ -206,6 +208,11 @@ def progress_words(case: Case) -> str:
     rate = f" at {_size(int(progress.bytes_per_second))}/s" if progress.bytes_per_second else ""
     left = "" if progress.eta_seconds is None else f", {progress.eta_seconds:.0f} s left"
     return f"{what}{done} of {total}{rate}{left}"
+
+
+def _again(case: Case) -> str:
+    who = case.fetch.waits_for
+    return "trying again" if who is None else f"waiting for {who} to end"
 
 
 def _before_or_after(pod: PodView | None) -> str:

@@ -6,6 +6,8 @@ Completion and failures lie on the claim, as annotations, and outlive Jobs and o
                              ├─► failed: failure {reason, message, failures, at}; later Job n+1
                              └─► cannot start, and the spec was mended: replaced by Job n+1
     complete  ─► a pod exits with 65 or 66 since then ─► Job n+1 with --repair, pods start anew
+
+Each Job needs the claim's Lease before it is made (writer.py): one fetch writes a claim at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from quire_operator import names
+from quire_operator import names, writer
 from quire_operator.observe import Observation
 from quire_operator.views import Exit, JobView, PodView
 
@@ -112,6 +114,8 @@ class FetchState:
     """Number of the Job to start now."""
     wait_seconds: float | None = None
     """Until the next attempt."""
+    waits_for: str | None = None
+    """Who writes the claim, in words, while the next attempt is due and must wait for him."""
     note: tuple[tuple[str, str | None], ...] = ()
     """Annotations to write on the claim (None removes)."""
     discard: tuple[JobView, ...] = ()
@@ -171,7 +175,7 @@ def _running(
         failure=failure,
         pod=_pod_of(seen, job),
         repairing=record is not None,
-        discard=_discard(seen.jobs[:-1]),
+        discard=_discard(seen, seen.jobs[:-1]),
     )
 
 
@@ -183,19 +187,23 @@ def _settled(
     wanted: bool,
 ) -> FetchState:
     """No Job runs that is to go on: what the records say, and whether to start one."""
-    replaced = _discard(tuple(job for job in seen.jobs if _replaceable(seen, job)))
+    replaced = _discard(seen, tuple(job for job in seen.jobs if _replaceable(seen, job)))
     repair_at = _repair_at(seen, record)
     tell = _State(record, failure, note, repairing=repair_at is not None)
     if record is not None and repair_at is None:
-        return tell.build(Stage.COMPLETE, discard=_discard(seen.jobs))
+        return tell.build(Stage.COMPLETE, discard=_discard(seen, seen.jobs))
     if not wanted:
         return tell.build(Stage.FAILED if failure else Stage.IDLE, discard=replaced)
     due = max(repair_at or 0.0, _retry_at(seen, failure))
     stage = Stage.FAILED if failure else Stage.WANTED
     if due > seen.now:
         return tell.build(stage, wait_seconds=due - seen.now, discard=replaced)
+    wait = writer.wait_seconds(seen.writer, seen.now)
+    if wait is not None and seen.writer is not None:
+        waiting = tell.build(stage, wait_seconds=wait, discard=replaced)
+        return replace(waiting, waits_for=f"{seen.writer.words} of claim {seen.mount.claim}")
     return tell.build(
-        stage, start=_next_attempt(seen, record, failure), discard=_discard(seen.jobs)
+        stage, start=_next_attempt(seen, record, failure), discard=_discard(seen, seen.jobs)
     )
 
 
@@ -226,8 +234,10 @@ class _State:
         )
 
 
-def _discard(jobs: tuple[JobView, ...]) -> tuple[JobView, ...]:
-    return tuple(job for job in jobs if not job.meta.deleting)
+def _discard(seen: Observation, jobs: tuple[JobView, ...]) -> tuple[JobView, ...]:
+    """A Job whose end is in doubt stays: it is what is known of the claim's writer."""
+    told = (job for job in jobs if not writer.is_in_doubt(seen.writer, job, seen.now))
+    return tuple(job for job in told if not job.meta.deleting)
 
 
 def _untold(job: JobView, record: Record | None, failure: Failure | None) -> bool:
@@ -238,6 +248,8 @@ def _untold(job: JobView, record: Record | None, failure: Failure | None) -> boo
 def _next_attempt(seen: Observation, record: Record | None, failure: Failure | None) -> int:
     known = [job.attempt for job in seen.jobs]
     known += [entry.attempt for entry in (record, failure) if entry is not None]
+    if seen.writer is not None:
+        known.append(names.fetch_attempt(seen.writer.lease.holder, seen.stem))
     return max(known, default=0) + 1
 
 

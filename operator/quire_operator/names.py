@@ -104,8 +104,11 @@ def fetch_stem(claim: str, content: str) -> str:
     return claim if claim.endswith(content) else f"{claim[:36].rstrip('-.')}-{content}"
 
 
+_FETCH = "-fetch-"
+
+
 def fetch_job(stem: str, attempt: int) -> str:
-    return f"{stem}-fetch-{attempt}"
+    return f"{stem}{_FETCH}{attempt}"
 
 
 def gateway_slice(name: str) -> str:
@@ -124,6 +127,22 @@ def activation(name: str) -> str:
 def activated(lease: str) -> str | None:
     """The service that a Lease of this name wakes."""
     return lease.removesuffix(_ACTIVATION) if lease.endswith(_ACTIVATION) else None
+
+
+def writer_lease(claim: str) -> str:
+    """The Lease of the one fetch that may write a claim. A name has at most 253 characters."""
+    return f"{claim[:246]}-writer"
+
+
+def fetch_stem_of(job: str) -> str:
+    """The stem of a fetch Job's name."""
+    return job.rpartition(_FETCH)[0]
+
+
+def fetch_attempt(job: str, stem: str) -> int:
+    """The number of the fetch Job of this name; 0 for one of another stem."""
+    of, _, number = job.rpartition(_FETCH)
+    return int(number) if of == stem and number.isdecimal() else 0
 
 
 def selector_labels(name: str) -> dict[str, str]:

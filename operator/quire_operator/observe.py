@@ -23,6 +23,7 @@ from quire_operator.views import (
     ServiceView,
 )
 from quire_operator.world import ScalingRecord, World
+from quire_operator.writer import Writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,8 @@ class Observation:
     """The last event's words on a claim that is not bound."""
     job_event: str | None = None
     """The last event's words on a Job that has no pod."""
+    writer: Writer | None = None
+    """Whose turn it is to write `claim`; None while it is nobody's."""
     scaling: ScalingRecord | None = None
     startup_seconds: float | None = None
     gateway: Gateway | None = None
@@ -116,6 +119,11 @@ class Observation:
     @property
     def content(self) -> str:
         return names.claim_hash(self.spec.model.uri, self.spec.model.revision)
+
+    @property
+    def stem(self) -> str:
+        """What the content's fetches are called after."""
+        return names.fetch_stem(self.mount.claim or "", self.content)
 
     @property
     def fetches(self) -> bool:
@@ -248,6 +256,7 @@ def observe(
         jobs=tuple(sorted(jobs, key=lambda job: job.attempt)),
         fetch_pods=tuple(world.job_pods(Key(key.namespace, stem))) if mount.claim else (),
         stale_jobs=tuple(job for job in ours if job.claim != stem),
+        writer=world.writer(Key(key.namespace, mount.claim)) if mount.claim else None,
         scaling=world.scaling(key),
         startup_seconds=world.startup_seconds(key),
         gateway=world.gateway,

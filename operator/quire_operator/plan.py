@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quire_operator import autoscalers, children, fetch, pods, route
+from quire_operator import autoscalers, children, fetch, names, pods, route, writer
 from quire_operator.errors import OverlayError
 from quire_operator.fetch import FetchState, Stage
 from quire_operator.kinds import (
@@ -22,6 +22,7 @@ from quire_operator.kinds import (
     DEPLOYMENT,
     HPA,
     JOB,
+    LEASE,
     POD,
     SERVICE,
     SLICE,
@@ -30,6 +31,7 @@ from quire_operator.kinds import (
 )
 from quire_operator.observe import Observation
 from quire_operator.views import AutoscalerView, ChildView, ClaimView, DeploymentView
+from quire_operator.writer import Hold
 
 POLL_SECONDS = 5.0
 """How often a running fetch is asked for its bytes."""
@@ -111,7 +113,9 @@ class Lift:
     replicas: int
 
 
-Action = Create | Ensure | SetReplicas | Annotate | Grow | JoinClaim | LeaveClaim | Delete | Lift
+Action = (
+    Create | Ensure | SetReplicas | Annotate | Grow | JoinClaim | LeaveClaim | Delete | Lift | Hold
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +246,7 @@ def _fetch(seen: Observation, state: FetchState) -> list[Action]:
     actions: list[Action] = []
     if state.note:
         actions.append(Annotate(seen.claim, state.note))
+    actions += _writer(seen, state, seen.claim)
     if state.start is not None:
         job = children.fetch_job(
             seen.key,
@@ -256,6 +261,26 @@ def _fetch(seen: Observation, state: FetchState) -> list[Action]:
         actions.append(Create(JOB, job))
     actions += [Delete(JOB, job.meta.name, job.meta.uid) for job in state.discard]
     return actions
+
+
+def _writer(seen: Observation, state: FetchState, claim: ClaimView) -> list[Action]:
+    """The Lease of the claim's one writer: held before its Job is made, and as long as that runs.
+    Nobody reads a claim that leaves: its Lease goes with it."""
+    if not seen.fetches or claim.meta.deleting:
+        return []
+    runs = state.stage is Stage.RUNNING and not (seen.jobs[-1].succeeded or seen.jobs[-1].failed)
+    step = writer.move(
+        seen.writer,
+        claim,
+        starting=names.fetch_job(seen.stem, state.start) if state.start is not None else None,
+        running=seen.jobs[-1].meta.name if runs else None,
+        service=seen.uid,
+        now=seen.now,
+    )
+    if isinstance(step, writer.Release):
+        meta = step.lease.meta
+        return [Delete(LEASE, meta.name, meta.uid, meta.resource_version)]
+    return [step] if step is not None else []
 
 
 def _revision(seen: Observation, state: FetchState) -> list[Action]:
@@ -329,6 +354,8 @@ def _again(seen: Observation, state: FetchState) -> float | None:
         moves = seen.progress is not None and seen.progress.moves
         waits.append(POLL_SECONDS if moves else FIRST_POLL_SECONDS)
     if state.stage is Stage.NO_CLAIM or _autoscaler_leaves(seen):
+        waits.append(WAIT_SECONDS)
+    if any(writer.is_in_doubt(seen.writer, job, seen.now) for job in seen.jobs):
         waits.append(WAIT_SECONDS)
     until = seen.minimum.until if seen.spec.scaling.mode in ("hpa", "keda") else None
     if until is not None:

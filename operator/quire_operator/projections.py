@@ -166,7 +166,7 @@ def _since(status: Mapping[str, Any], kind: str, value: str) -> float | None:
 
 def _job(body: Manifest) -> JobView:
     status = body.get("status") or {}
-    failed = _condition(status, "Failed")
+    failed = _failed(status)
     complete = _condition(status, "Complete")
     meta = _meta(body)
     attempt = meta.annotations.get(names.ANNOTATION_ATTEMPT, "0")
@@ -181,6 +181,13 @@ def _job(body: Manifest) -> JobView:
         finished=epoch(ended),
         failure=failed.get("message"),
     )
+
+
+def _failed(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Since 1.31 a Job that has failed says Failed only when its pods have ended, which on a lost
+    node is never; FailureTarget says the same at once."""
+    failed = _condition(status, "Failed")
+    return failed or _condition(status, "FailureTarget")
 
 
 def _exit(state: Mapping[str, Any]) -> Exit | None:
@@ -287,6 +294,8 @@ def _lease(body: Manifest) -> LeaseView:
         holder=spec.get("holderIdentity") or "",
         renewed=epoch(spec.get("renewTime")),
         duration_seconds=float(spec.get("leaseDurationSeconds") or 0),
+        acquired=epoch(spec.get("acquireTime")),
+        transitions=int(spec.get("leaseTransitions") or 0),
     )
 
 

@@ -30,6 +30,11 @@ def timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def micro_timestamp(seconds: float) -> str:
+    """Epoch seconds as RFC 3339 with microseconds, UTC: a Lease's times."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def holds(live: object, wanted: object) -> bool:
     """Whether the live value has all that is wanted.
 

@@ -191,13 +191,16 @@ class EndpointsView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseView:
-    """An activation Lease: its holder has requests for a service."""
+    """A Lease: of who holds requests for a service, or of the one fetch that writes a claim."""
 
     meta: Meta
     holder: str
     renewed: float | None
     """Epoch seconds, by the holder's clock."""
     duration_seconds: float
+    acquired: float | None = None
+    """Epoch seconds, by the holder's clock."""
+    transitions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from quire_operator.views import (
     ServiceView,
     View,
 )
+from quire_operator.writer import Writer
 
 _Of = TypeVar("_Of")
 
@@ -121,7 +122,7 @@ class World:
         self.ports = Ports()
         self._gateway: Gateway | None = None
         self._keda_trouble: str | None = None
-        self._activations: dict[Key, Sighting] = {}
+        self._sightings: dict[Key, Sighting] = {}
         self._objects: dict[Kind, dict[Key, View]] = {}
         self._by_service: dict[tuple[Kind, Key], set[Key]] = {}
         self._claims: dict[Key, set[Key]] = {}
@@ -146,7 +147,7 @@ class World:
             self._notify(kind, at, before)
         self._objects[kind][at] = view
         self._note_startup(before, view)
-        self._note_activation(at, view)
+        self._note_lease(at, view)
         self._link(kind, at, view)
         self._notify(kind, at, view)
 
@@ -163,7 +164,7 @@ class World:
             self._startup.pop(at, None)
             self.ports.forget(at)
         if kind is LEASE:
-            self._activations.pop(at, None)
+            self._sightings.pop(at, None)
         self._notify(kind, at, before)
 
     def set_keda_trouble(self, trouble: str | None) -> None:
@@ -242,6 +243,21 @@ class World:
         views = self._children(POD, stem)
         return [v for v in views if isinstance(v, PodView) and v.job is not None]
 
+    def writer(self, claim: Key) -> Writer | None:
+        """Whose turn it is to write a claim; None while it is nobody's."""
+        at = Key(claim.namespace, names.writer_lease(claim.name))
+        lease = self.get(LEASE, at)
+        if not isinstance(lease, LeaseView):
+            return None
+        job = self.get(JOB, Key(claim.namespace, lease.holder))
+        pods = self.job_pods(Key(claim.namespace, names.fetch_stem_of(lease.holder)))
+        return Writer(
+            lease=lease,
+            seconds_left=self._sightings[at].seconds_left(self._wall()),
+            job=job if isinstance(job, JobView) else None,
+            pods=tuple(pod for pod in pods if pod.job == lease.holder),
+        )
+
     def is_answered(self, key: Key) -> bool:
         """Whether its Service leads to a pod of its own: the cluster has told kube-proxy so."""
         slices = [v for v in self._children(SLICE, key) if isinstance(v, EndpointsView)]
@@ -254,7 +270,7 @@ class World:
 
     def is_activated(self, key: Key) -> bool:
         """Whether somebody holds requests for it."""
-        sighting = self._activations.get(Key(key.namespace, names.activation(key.name)))
+        sighting = self._sightings.get(Key(key.namespace, names.activation(key.name)))
         return sighting is not None and sighting.is_fresh(self._wall())
 
     @property
@@ -314,13 +330,14 @@ class World:
 
     # ---- links ----
 
-    def _note_activation(self, at: Key, view: View) -> None:
-        name = names.activated(at.name)
-        if not isinstance(view, LeaseView) or name is None:
+    def _note_lease(self, at: Key, view: View) -> None:
+        if not isinstance(view, LeaseView):
             return
-        now, before = self._wall(), self._activations.get(at)
-        after = self._activations[at] = sight(before, view, now)
-        if after.is_fresh(now) and not (before is not None and before.is_fresh(now)):
+        now, before = self._wall(), self._sightings.get(at)
+        after = self._sightings[at] = sight(before, view, now)
+        name = names.activated(at.name)
+        begins = after.is_fresh(now) and not (before is not None and before.is_fresh(now))
+        if name is not None and begins:
             self.on_activation(Key(at.namespace, name))
 
     def _note_startup(self, before: View | None, view: View) -> None:

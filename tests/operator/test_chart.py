@@ -342,14 +342,14 @@ def test_the_operator_never_changes_what_users_write(render: Render) -> None:
     assert rights["pods"] == {"get", "list", "watch", "delete"}
 
 
-def test_leases_of_others_are_only_read(render: Render) -> None:
-    """An activation is its gateway's; the operator's own Lease is written in its own namespace."""
+def test_leases_are_held_for_fetches_and_never_replaced(render: Render) -> None:
+    """A claim's writer has one; the operator's own is written in its own namespace."""
     rendered = render({"rbac": {"aggregateToUserRoles": False}})
     rules = {
         tuple(rule["resources"]): set(rule["verbs"])
         for rule in rendered.one("ClusterRole")["rules"]
     }
-    assert rules[("leases",)] == {"get", "list", "watch"}
+    assert rules[("leases",)] == {"get", "list", "watch", "create", "patch", "delete"}
     (role,) = rendered.of("Role")
     assert {tuple(rule["resources"]) for rule in role["rules"]} == {("leases",)}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_operator import fetch
+from quire_operator import fetch, writer
 from quire_operator.kinds import CLAIM, JOB, POD
 from quire_operator.names import Key
 from quire_operator.testing import Rig, service_manifest
@@ -85,7 +85,7 @@ async def test_attempts_survive_the_jobs_deletion(rig: Rig, chat: Key) -> None:
     await rig.settle()
     rig.cluster.now += 400
     await rig.wake(chat)
-    assert [j["metadata"]["name"].rpartition("-")[2] for j in rig.cluster.all(JOB)] == ["3"]
+    assert [j["metadata"]["name"].rpartition("-")[2] for j in rig.cluster.all(JOB)] == ["4"]
 
 
 async def test_a_job_deleted_at_half_is_not_taken_for_done(rig: Rig, chat: Key) -> None:
@@ -94,6 +94,7 @@ async def test_a_job_deleted_at_half_is_not_taken_for_done(rig: Rig, chat: Key) 
     rig.cluster.bind_claims()
     rig.cluster.run_jobs()
     await rig.settle()
+    rig.cluster.now += writer.ON_ITS_WAY_SECONDS
     job = rig.cluster.all(JOB)[0]["metadata"]["name"]
     rig.cluster.remove(JOB, Key("default", job))
     await rig.settle()
@@ -167,6 +168,7 @@ async def test_a_fetch_that_cannot_start_is_replaced_once_the_spec_is_mended(
     stick(rig)
     await rig.settle()
     assert rig.condition(chat).reason == "ImagePull"
+    rig.cluster.now += writer.ON_ITS_WAY_SECONDS
     rig.cluster.put(service_manifest(engine={"image": "good:v1"}))
     await rig.settle()
     assert images(rig) == ["good:v1"]

@@ -13,6 +13,7 @@ from quire_operator.kinds import (
     DEPLOYMENT,
     HPA,
     JOB,
+    LEASE,
     POD,
     SCALED_OBJECT,
     SERVICE,
@@ -23,7 +24,7 @@ from quire_operator.testing import Rig, service_manifest
 from quire_operator.testing_autoscalers import run_keda
 
 CHAT = Key("default", "chat")
-CHILDREN = (DEPLOYMENT, SERVICE, BUDGET, CLAIM, JOB, POD, HPA, SCALED_OBJECT)
+CHILDREN = (DEPLOYMENT, SERVICE, BUDGET, CLAIM, JOB, LEASE, POD, HPA, SCALED_OBJECT)
 
 models = st.sampled_from(
     [

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from quire_operator import api
+from quire_operator import api, writer
 from quire_operator.errors import Denied, QuotaExceeded, Unavailable
 from quire_operator.kinds import (
     BUDGET,
@@ -138,6 +138,7 @@ async def test_a_fetch_without_a_pod_is_asked_why_whatever_pods_earlier_ones_lef
     left["metadata"]["ownerReferences"] = []  # it takes its time to go
     left["status"] = {}
     rig.cluster.put(left)
+    rig.cluster.now += writer.ON_ITS_WAY_SECONDS
     rig.cluster.put(service_manifest())
     await rig.settle()
     assert [j["metadata"]["name"][-1] for j in rig.cluster.all(JOB)] == ["2"]
