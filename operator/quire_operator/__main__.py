@@ -7,6 +7,8 @@ import logging
 import os
 import sys
 
+import uvloop
+
 from quire_operator import main, settings
 from quire_operator.errors import QuireError
 
@@ -24,7 +26,8 @@ def run() -> int:
         logging.getLogger(__name__).error("quire-operator: %s", e)
         return 2
     try:
-        asyncio.run(main.run(wanted))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main.run(wanted))
     except QuireError as e:
         logging.getLogger(__name__).error("quire-operator: %s", e)
         return 1

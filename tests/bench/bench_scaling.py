@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from quire_cluster import faults, installation, kube, serving
 from quire_cluster.build import Binaries
+from quire_cluster.errors import CommandError
 from quire_cluster.settings import read_settings
 from quire_cluster.shell import run
 from quire_cluster.versions import KWOK_TOOL
@@ -173,9 +174,21 @@ def measure(num_services: int, seconds: float) -> kube.Json:
         hanging = _phase(seconds)
         condition = kube.condition(kube.get("inferenceservice", HANGING, namespace), "Scaling")
         hanging["the hanging service says"] = f"{condition['status']}/{condition['reason']}"
-        services = f"/apis/serving.quire.dev/v1alpha1/namespaces/{namespace}/inferenceservices"
-        kube.kubectl("delete", f"--raw={services}")  # all by one request: singly it takes minutes
+        _delete_services(namespace)
     return {"all pods answer": answering, "one service hangs": hanging}
+
+
+def _delete_services(namespace: str) -> None:
+    """All by one request, as singly it takes minutes; it outlives the time of its answer."""
+    services = f"/apis/serving.quire.dev/v1alpha1/namespaces/{namespace}/inferenceservices"
+    try:
+        kube.kubectl("delete", f"--raw={services}")
+    except CommandError as error:
+        if "may still be processing" not in str(error):
+            raise
+    kube.wait_until(
+        lambda: not kube.items("inferenceservices", namespace), READY_SECONDS, "no service"
+    )
 
 
 def _phase(seconds: float) -> kube.Json:
