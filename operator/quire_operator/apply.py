@@ -14,8 +14,8 @@ from typing import Any
 
 from quire_operator import children, names
 from quire_operator.api import KIND
+from quire_operator.case import MAX_MESSAGE, Problem
 from quire_operator.client import Api
-from quire_operator.conditions import MAX_MESSAGE, Problem
 from quire_operator.errors import (
     AlreadyExists,
     Conflict,
@@ -116,7 +116,7 @@ class Applier:
             except Invalid as e:
                 problem = Problem("Refused", f"the API server refuses an object: {e.message}")
             except Denied as e:
-                problem = Problem("Denied", f"the operator may not do this: {e.message}")
+                problem = _denied(e)
             if problem is not None:
                 problems.append(replace(problem, of_scaling=_is_of_scaling(action)))
                 if isinstance(action, BASIS):
@@ -295,6 +295,13 @@ class Applier:
         await scale(self._client, self._seen.key, action.replicas, state)
         logger.info("[%s] lifted to %d replicas", self._seen.key, action.replicas)
         return None
+
+
+def _denied(error: Denied) -> Problem:
+    """RBAC says who cannot do what; all else is an admission plugin's word on the object."""
+    if 'User "' in error.message and " cannot " in error.message:
+        return Problem("Forbidden", f"the operator may not do this: {error.message}")
+    return Problem("Refused", f"the API server refuses an object: {error.message}")
 
 
 def _is_of_scaling(action: Action) -> bool:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from quire_operator import api, status
 from quire_operator.apply import Applier, look
+from quire_operator.case import Case, Problem
 from quire_operator.client import Api
-from quire_operator.conditions import Case, Problem
 from quire_operator.errors import ApiError, NotFound, NotLeader
 from quire_operator.kinds import BY_NAME, CLAIM, EVENT, POLLED
 from quire_operator.metrics import Metrics

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from quire_operator import api, conditions, names
+from quire_operator.case import Case, Finding
 from quire_operator.client import Api
-from quire_operator.conditions import Case, Finding
 from quire_operator.kinds import SERVICE_KIND
 from quire_operator.names import Key
 from quire_operator.observe import Observation

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from quire_operator import conditions
-from quire_operator.conditions import Case, Problem
+from quire_operator.case import MAX_MESSAGE, Case, Problem, pair
 from quire_operator.kinds import CLAIM, DEPLOYMENT, JOB, POD, Manifest
 from quire_operator.names import Key
 from quire_operator.observe import Observation, observe
@@ -283,7 +283,7 @@ async def test_a_rollout_of_no_replicas_is_complete(rig: Rig) -> None:
 async def test_long_messages_are_cut(rig: Rig) -> None:
     await up(rig)
     found = ready(case(rig, Problem("Refused", "x" * 5000)))
-    assert len(found[2]) == conditions.MAX_MESSAGE
+    assert len(found[2]) == MAX_MESSAGE
 
 
 @pytest.mark.parametrize(
@@ -295,4 +295,4 @@ async def test_long_messages_are_cut(rig: Rig) -> None:
     ],
 )
 def test_bytes_in_words(done: int, total: int, words: tuple[str, str]) -> None:
-    assert conditions._pair(done, total) == words
+    assert pair(done, total) == words

@@ -385,7 +385,7 @@ async def test_a_job_stays_until_its_end_can_be_recorded(rig: Rig, chat: Key) ->
         await rig.wake(chat)
     jobs = [job["metadata"]["name"].rpartition("-")[2] for job in rig.cluster.all(JOB)]
     assert jobs == ["1"], "not fetched again and again"
-    assert rig.condition(chat).reason == "Denied"
+    assert rig.condition(chat).reason == "Refused"
     assert rig.cluster.all(DEPLOYMENT) == []
     rig.cluster.refuse.clear()
     await rig.wake(chat)

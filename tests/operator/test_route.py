@@ -252,7 +252,7 @@ async def test_without_the_slice_the_pods_stay(rig: Rig, chat: Key, error: Any) 
     wish(rig, 0)
     if isinstance(error, Denied):
         await rig.settle()
-        assert rig.condition(chat).reason == "Denied"
+        assert rig.condition(chat).reason == "Refused"
     else:
         with pytest.raises(Unavailable):
             await rig.settle()

@@ -1,0 +1,293 @@
+"""Every reason that `Ready` can have, in order: the first whose rule finds something is told. Pure.
+
+What stops everything behind it stands before it. A new reason is one entry here, a rule in the
+module of its matter, and an end-to-end test marked with its name; `python -m
+quire_operator.reasons_page` writes the page that people read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from quire_operator import fetch_rules, pod_rules, service_rules
+from quire_operator.case import Case, Rule
+from quire_operator.fetch_rules import failed_as, failed_otherwise
+from quire_operator.service_rules import problem
+
+Level = Literal["service", "claim", "fetch", "pod", "container", "engine", "rollout", "scaler"]
+
+READY = "Ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One reason: where it arises, why, what a person does, and how it is found."""
+
+    reason: str
+    level: Level
+    cause: str
+    remedy: str
+    rule: Rule
+    is_trouble: bool = True
+    """Whether somebody has to do something; what is but on its way is told as Normal, and beside
+    ready pods not as the reason."""
+
+
+def first(*rules: Rule) -> Rule:
+    """The rule that finds what any of these does, in their order."""
+
+    def found(case: Case) -> str | None:
+        return next((words for rule in rules if (words := rule(case)) is not None), None)
+
+    return found
+
+
+def find(case: Case) -> tuple[Entry, str] | None:
+    """The first entry that is so, with its message; None for a service that has all it needs."""
+    for entry in TABLE:
+        message = entry.rule(case)
+        if message is not None:
+            return entry, message
+    return None
+
+
+_FETCH = (
+    Entry(
+        "SourceUnauthorized",
+        "fetch",
+        "The source answers 401 or 403: no token, a wrong one, or a gated model.",
+        "Name a Secret with a token that may read the model in `model.credentialsSecret`, or mend "
+        "the one that is named.",
+        failed_as("SourceUnauthorized"),
+    ),
+    Entry(
+        "SourceNotFound",
+        "fetch",
+        "The source has no such repository, revision or file (or does not tell strangers of it).",
+        "Mend `model.uri` or `model.revision`; a private model wants `model.credentialsSecret`.",
+        failed_as("SourceNotFound"),
+    ),
+    Entry(
+        "SourceUnreachable",
+        "fetch",
+        "No connection, or server errors, through all attempts of a fetch.",
+        "Look at the way from the pod to the source: DNS, proxy, NetworkPolicy, the source itself.",
+        failed_as("SourceUnreachable"),
+    ),
+    Entry(
+        "NoSpace",
+        "fetch",
+        "The volume has fewer free bytes than the model still wants.",
+        "Raise `cache.size` (a class that can grows the claim), or make room on the volume.",
+        failed_as("NoSpace"),
+    ),
+    Entry(
+        "Stalled",
+        "fetch",
+        "The source keeps the connection and sends no byte for 60 s.",
+        "Look at the source and what lies between; the next attempt goes on where this one ended.",
+        failed_as("Stalled"),
+    ),
+    Entry(
+        "Corrupt",
+        "fetch",
+        "What came is not what the source lists: length or sha256 differ.",
+        "Mend the source or the mirror; the bad files are fetched again by themselves.",
+        failed_as("Corrupt"),
+    ),
+    Entry(
+        "UnsupportedModel",
+        "fetch",
+        "The repository is whole, but holds nothing that the engine can load.",
+        "Name another model, or one GGUF file of a repository that has several.",
+        failed_as("UnsupportedModel"),
+    ),
+    Entry(
+        "Interrupted",
+        "fetch",
+        "The fetch's pod went without a word: deleted, evicted, or its node was lost.",
+        "Nothing: the next attempt goes on where this one ended. If it repeats, look at the node.",
+        failed_as("Interrupted"),
+    ),
+)
+
+_KNOWN = frozenset({"OOMKilled", *(entry.reason for entry in _FETCH)})
+
+TABLE: tuple[Entry, ...] = (
+    Entry(
+        "InvalidSpec",
+        "service",
+        "The spec does not decode: an older CRD let it in.",
+        "Correct the field that the message names, or upgrade the CRD.",
+        service_rules.invalid_spec,
+    ),
+    Entry(
+        "InvalidPodTemplate",
+        "service",
+        "`podTemplate` cannot be laid over the pod.",
+        "Mend the field that the message names.",
+        service_rules.invalid_pod_template,
+    ),
+    Entry(
+        "NameConflict",
+        "service",
+        "An object of a name that the service needs exists and is not ours.",
+        "Delete or rename that object, or give the InferenceService another name.",
+        problem("NameConflict"),
+    ),
+    Entry(
+        "Forbidden",
+        "service",
+        "The API server does not let the operator do what it must; the message has the verb and "
+        "the resource.",
+        "Give the operator's service account that right; the chart's RBAC has all it needs.",
+        problem("Forbidden"),
+    ),
+    Entry(
+        "Refused",
+        "service",
+        "The API server or an admission plugin refuses an object of ours: a value in `podTemplate` "
+        "that no pod can have, a LimitRange on claims, a policy, a namespace that ends.",
+        "Mend the field that the message names, or the policy.",
+        problem("Refused"),
+    ),
+    Entry(
+        "ScaledToZero",
+        "service",
+        "`replicas` is 0: paused, or asleep until the gateway wakes it.",
+        "Set `replicas` to 1 or more, or send a request through the gateway.",
+        service_rules.scaled_to_zero,
+        is_trouble=False,
+    ),
+    Entry(
+        "QuotaExceeded",
+        "service",
+        "A ResourceQuota of the namespace leaves no room for the claim, the fetch or the pods.",
+        "Raise the quota, or ask for less: replicas, GPUs, memory, `cache.size`.",
+        pod_rules.quota_exceeded,
+    ),
+    Entry(
+        "ClaimUnbound",
+        "claim",
+        "The claim has no volume: no such StorageClass, none that fits, the provisioner's refusal, "
+        "a claim that does not exist, is being removed or has lost its volume.",
+        "Mend `cache.storageClassName`, `cache.existingClaim` or the volume, as the message says.",
+        fetch_rules.claim_unbound,
+    ),
+    *_FETCH,
+    Entry(
+        "FetchFailed",
+        "fetch",
+        "The fetch ended for another reason, which the message begins with.",
+        "Follow the message; the next attempt comes by itself.",
+        failed_otherwise(_KNOWN),
+    ),
+    Entry(
+        "PodsRefused",
+        "pod",
+        "The API server refuses the pods: LimitRange, PodSecurity, another admission plugin.",
+        "Change `resources` or `podTemplate` so that the pod is let in, or the namespace's policy.",
+        pod_rules.pods_refused,
+    ),
+    Entry(
+        "OOMKilled",
+        "container",
+        "The kernel killed the engine or the fetch at its memory limit, which the message names.",
+        "Raise `resources.memory`, or lower `engine.maxModelLen` or `engine.maxNumSeqs`.",
+        first(failed_as("OOMKilled"), pod_rules.oom_killed),
+    ),
+    Entry(
+        "CrashLoop",
+        "container",
+        "The engine ended; the message has its exit code and its last error line.",
+        "Follow the message: most often a flag in `engine`, or a file of the model.",
+        pod_rules.crash_loop,
+    ),
+    Entry(
+        "ImagePull",
+        "container",
+        "The image cannot be pulled: no such tag, no access, no way to the registry, a bad name.",
+        "Mend `engine.image`, or name an `imagePullSecrets` in `podTemplate`.",
+        pod_rules.image_pull,
+    ),
+    Entry(
+        "PodConfig",
+        "container",
+        "The kubelet cannot make the container: a Secret, a ConfigMap or a key of one is missing.",
+        "Make what the message names, or mend `model.credentialsSecret` or `podTemplate`.",
+        pod_rules.pod_config,
+    ),
+    Entry(
+        "Unschedulable",
+        "pod",
+        "No node takes the pod; the message is the scheduler's.",
+        "Free or add what the message says is lacking, or mend `resources` or `podTemplate`.",
+        pod_rules.unschedulable,
+    ),
+    Entry(
+        "Evicted",
+        "pod",
+        "The kubelet put the pod out: the node is short of memory or disk, or a volume's size "
+        "limit was passed.",
+        "Give the pod a request that it keeps to, or the node more room.",
+        pod_rules.evicted,
+    ),
+    Entry(
+        "PodFailed",
+        "pod",
+        "The pod has ended and there is no other; the message has the kubelet's reason.",
+        "Look at the node: it shut down, or could not give the pod what it was promised.",
+        pod_rules.pod_failed,
+    ),
+    Entry(
+        "Fetching",
+        "fetch",
+        "The model is on its way to the cache; the message has bytes, rate and time left.",
+        "Wait.",
+        fetch_rules.fetching,
+        is_trouble=False,
+    ),
+    Entry(
+        "ProgressDeadlineExceeded",
+        "rollout",
+        "The revision has had no ready pod for `rollout.progressDeadlineSeconds`, and no nearer "
+        "cause is known.",
+        "Look at the pod's log; a slow model wants a longer deadline.",
+        pod_rules.deadline_exceeded,
+    ),
+    Entry(
+        "Starting",
+        "engine",
+        "Pods are being made, or load the model.",
+        "Wait.",
+        pod_rules.starting,
+        is_trouble=False,
+    ),
+    Entry(
+        "ClaimCannotGrow",
+        "claim",
+        "`cache.size` was raised, and the claim's class or the API server does not let it grow.",
+        "Set `cache.size` back, or another size to try.",
+        fetch_rules.claim_cannot_grow,
+    ),
+    Entry(
+        "NoMetrics",
+        "scaler",
+        "The scaler, the HPA or KEDA gets no metrics, or not all: nothing shrinks meanwhile.",
+        "Follow the message: which pods, which metric, which adapter.",
+        service_rules.no_metrics,
+    ),
+    Entry(
+        "ScalingFailed",
+        "scaler",
+        "The scaler cannot work for another reason: condition Scaling's, with which the message "
+        "begins.",
+        "Follow the message; the service serves meanwhile.",
+        service_rules.scaling_failed,
+    ),
+)
+"""First match wins."""
+
+REASONS = (READY, *(entry.reason for entry in TABLE))
+"""Each once: a reason that could arise in two places has one rule that knows both."""
