@@ -14,7 +14,8 @@ import aiohttp
 from kubernetes.aio.client.api_client import ApiClient
 
 from quire_operator.errors import NotFound, Unavailable, from_answer
-from quire_operator.kinds import Kind, Manifest, kind_of
+from quire_operator.kinds import POD, Kind, Manifest, kind_of
+from quire_operator.names import Key
 
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
@@ -93,14 +94,16 @@ class KubeClient:
         transport: ApiClient,
         write_seconds: float,
         guard: Callable[[], None] = _no_guard,
+        read_seconds: float = READ_TIMEOUT_SECONDS,
     ) -> None:
         self._transport = transport
         self._write_seconds = write_seconds
         self._guard = guard
+        self._read_seconds = read_seconds
 
     def guarded(self, guard: Callable[[], None]) -> KubeClient:
         """The same connection pool with another guard."""
-        return KubeClient(self._transport, self._write_seconds, guard)
+        return KubeClient(self._transport, self._write_seconds, guard, self._read_seconds)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
         return await self._call("GET", kind.path(namespace, name))
@@ -181,6 +184,12 @@ class KubeClient:
         path = kind_of(manifest).path(metadata["namespace"], metadata["name"])
         return await self._write("PUT", path, manifest, [])
 
+    async def page(self, at: Key, port: int, path: str, seconds: float) -> bytes:
+        """What a pod answers to a GET, by way of the API server (`pods/proxy`), for whoever has no
+        route to pods. Raises ApiError, with the pod's own status too."""
+        url = f"{POD.path(at.namespace, f'{at.name}:{port}', 'proxy')}{path}"
+        return await self._ask("GET", url, accept="*/*", timeout=seconds)
+
     async def _write(
         self,
         method: str,
@@ -208,8 +217,31 @@ class KubeClient:
         body: Manifest | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
-        timeout: float = READ_TIMEOUT_SECONDS,
+        timeout: float | None = None,
     ) -> Manifest:
+        data = await self._ask(
+            method,
+            path,
+            query=query,
+            body=body,
+            content_type=content_type,
+            accept=accept,
+            timeout=timeout,
+        )
+        answer: Manifest = json.loads(data)
+        return answer
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: list[tuple[str, str]] | None = None,
+        body: Manifest | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+        timeout: float | None = None,
+    ) -> bytes:
         request = f"{method} {path}"
         headers = {"Accept": accept, "Content-Type": content_type}
         try:
@@ -222,15 +254,15 @@ class KubeClient:
                 auth_settings=["BearerToken"],
             )
             response = await self._transport.call_api(
-                *prepared, _request_timeout=aiohttp.ClientTimeout(total=timeout)
+                *prepared,
+                _request_timeout=aiohttp.ClientTimeout(total=timeout or self._read_seconds),
             )
             data: bytes = await response.read()  # type: ignore[no-untyped-call]
         except (aiohttp.ClientError, OSError, TimeoutError) as e:
             raise Unavailable(0, request, f"no answer from the API server: {e!r}") from e
         if response.status >= 400:
             raise _refusal(response.status, request, data)
-        answer: Manifest = json.loads(data)
-        return answer
+        return data
 
 
 def _refusal(status: int, request: str, data: bytes) -> Exception:

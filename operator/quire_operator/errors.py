@@ -4,6 +4,7 @@ QuireError
 ├── SettingError            a setting of the process is missing or wrong
 ├── NotLeader               this replica does not hold the lease: nothing was written
 ├── OverlayError            spec.podTemplate cannot be merged
+├── ConsoleError            `kubectl quire status` or `top` has nothing to show
 ├── SimulatorError          `kubectl quire simulate` cannot draw its plot
 │   └── ScenarioError       its scenario cannot be read
 └── ApiError                the API server answered with a status of 400 or more, or not at all
@@ -33,6 +34,11 @@ class NotLeader(QuireError):
 
 class OverlayError(QuireError):
     """spec.podTemplate cannot be merged over the pod."""
+
+
+class ConsoleError(QuireError):
+    """`kubectl quire status` or `top` has nothing to show; the message is one sentence that says
+    why and the way out."""
 
 
 class SimulatorError(QuireError):

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from quire_operator import names, writer
 from quire_operator.observe import Observation
-from quire_operator.views import Exit, JobView, PodView
+from quire_operator.views import ClaimView, Exit, JobView, PodView
 
 MODEL_CORRUPT = 65
 MODEL_MISSING = 66
@@ -254,7 +254,12 @@ def _next_attempt(seen: Observation, record: Record | None, failure: Failure | N
 
 
 def _read(seen: Observation, annotation: str, kind: type[R]) -> R | None:
-    text = seen.claim.meta.annotations.get(annotation) if seen.claim else None
+    return recorded(seen.claim, annotation, kind)
+
+
+def recorded(claim: ClaimView | None, annotation: str, kind: type[R]) -> R | None:
+    """What a claim's annotation says of a fetch; None where it says nothing, or nothing of ours."""
+    text = claim.meta.annotations.get(annotation) if claim else None
     if not text:
         return None
     try:

@@ -24,6 +24,22 @@ class _Answer(Struct, rename="camel"):
     commit: str | None = None
 
 
+def parse_progress(page: bytes) -> Progress | None:
+    """A fetch's answer to GET /progress; None for what is none."""
+    try:
+        answer = msgspec.json.decode(page, type=_Answer)
+    except msgspec.MsgspecError:
+        return None
+    return Progress(
+        phase=answer.phase,
+        bytes_total=answer.bytes_total,
+        bytes_done=answer.bytes_done or 0,
+        bytes_per_second=answer.bytes_per_second or 0.0,
+        eta_seconds=answer.eta_seconds,
+        commit=answer.commit,
+    )
+
+
 class ProgressSource(Protocol):
     """Where progress comes from; tests have one without a network."""
 
@@ -61,16 +77,6 @@ class ProgressReader:
         try:
             timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
             async with self._session.get(url, timeout=timeout) as response:
-                if response.status != 200:
-                    return None
-                answer = msgspec.json.decode(await response.read(), type=_Answer)
-        except (TimeoutError, aiohttp.ClientError, OSError, msgspec.MsgspecError):
+                return parse_progress(await response.read()) if response.status == 200 else None
+        except (TimeoutError, aiohttp.ClientError, OSError):
             return None
-        return Progress(
-            phase=answer.phase,
-            bytes_total=answer.bytes_total,
-            bytes_done=answer.bytes_done or 0,
-            bytes_per_second=answer.bytes_per_second or 0.0,
-            eta_seconds=answer.eta_seconds,
-            commit=answer.commit,
-        )

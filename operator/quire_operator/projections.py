@@ -133,6 +133,8 @@ def _claim(body: Manifest) -> ClaimView:
         managed=_labels(body).get(names.MANAGED_BY) == names.MANAGED_BY_VALUE,
         phase=status.get("phase", "Pending"),
         size=str(requests.get("storage", "")),
+        capacity=str((status.get("capacity") or {}).get("storage", "")),
+        storage_class=str(spec.get("storageClassName") or ""),
     )
 
 
@@ -249,7 +251,7 @@ def _pod(body: Manifest) -> PodView:
         phase_reason=status.get("reason", ""),
         phase_message=status.get("message", ""),
         unschedulable=scheduled.get("message", "") if stuck else None,
-        on_node=bool(spec.get("nodeName")),
+        node=spec.get("nodeName") or None,
         ready=is_ready,
         ready_since=epoch(ready.get("lastTransitionTime")) if is_ready else None,
         started=epoch(status.get("startTime")),

@@ -25,6 +25,7 @@ ENDED = b"vllm:request_success_total"  # of every finished_reason, aborted ones 
 STARTED = b"process_start_time_seconds"
 SLOTS = b"quire_max_num_seqs"  # ours only: vLLM does not say how many requests it runs at once
 PAGE_TIME = b"quire_metrics_time_seconds"  # ours only
+GENERATED = b"vllm:generation_tokens_total"
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
@@ -77,6 +78,14 @@ def parse(body: bytes) -> PodMetrics | Missing:
         slots=None if slots is None else int(slots),
     )
     return PodMetrics(load, ttft, ended, max(started, default=None), max(made, default=None))
+
+
+def total(body: bytes, name: bytes) -> float | None:
+    """The sum of all series of one name; None where the page has none, or not as numbers."""
+    try:
+        return _gauge(b"\n" + body, name)
+    except ValueError:
+        return None
 
 
 def _gauge(page: bytes, name: bytes) -> float | None:

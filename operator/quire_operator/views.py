@@ -86,6 +86,10 @@ class ClaimView:
     """Whether it carries our label."""
     phase: str
     size: str
+    """Asked for."""
+    capacity: str = ""
+    """Given; empty while it is not bound."""
+    storage_class: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,13 +168,17 @@ class PodView:
     phase_message: str
     unschedulable: str | None
     """The scheduler's words, while it finds no node."""
-    on_node: bool
-    """A node was found."""
+    node: str | None
+    """The node that was found for it."""
     ready: bool
     ready_since: float | None
     started: float | None
     init: ContainerView | None
     main: ContainerView | None
+
+    @property
+    def on_node(self) -> bool:
+        return self.node is not None
 
     @property
     def ended(self) -> bool:
