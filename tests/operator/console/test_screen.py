@@ -81,6 +81,12 @@ def test_colours_only_where_a_terminal_looks(monkeypatch: pytest.MonkeyPatch) ->
     assert "\x1b[" in coloured
 
 
+def test_the_docs_show_a_screen_as_it_is_drawn() -> None:
+    page = (Path(__file__).parents[3] / "operator/docs/console.md").read_text()
+    golden = (Path(__file__).parent / "stories/fetching.80.txt").read_text()
+    assert f"$ kubectl quire status chat\n{golden}```" in page
+
+
 TERMINAL = {"force_terminal": True, "color_system": "standard"}
 
 
