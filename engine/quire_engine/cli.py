@@ -131,14 +131,14 @@ def serve(
 
 @app.command()
 def fetch(
-    uri: Annotated[str, typer.Argument(help="hf://org/name or hf://org/name/file.gguf.")],
+    uri: Annotated[str, typer.Argument(help="hf://, s3://, gs://, az:// or https:// model.")],
     directory: Annotated[Path, typer.Argument(help="Root of the volume.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     progress_port: Annotated[int | None, typer.Option(help="Port of GET /progress.")] = None,
     verify: Annotated[bool, typer.Option(help="Hash what is there.")] = False,
     repair: Annotated[bool, typer.Option(help="Fetch bad files again.")] = False,
 ) -> None:
-    """Bring a model to DIRECTORY: resumed, verified, installed whole. HF_ENDPOINT, HF_TOKEN."""
+    """Bring a model to DIRECTORY: resumed, verified, installed whole."""
     options = FetchOptions(
         uri=uri,
         directory=directory,
@@ -153,7 +153,7 @@ def fetch(
 
 @app.command()
 def plan(
-    model: Annotated[str, typer.Argument(help="Folder, .gguf file or hf:// URI.")],
+    model: Annotated[str, typer.Argument(help="Folder, .gguf file or a URI that fetch takes.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     device: Annotated[
         Literal["cpu", "cuda"], typer.Option(help="cpu: float32 activations and cache.")

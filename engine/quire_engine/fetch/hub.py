@@ -1,10 +1,13 @@
-"""Listing a model on the hub, through huggingface_hub: what there is, pinned to a commit."""
+"""Models on the hub: listed by huggingface_hub, pinned to a commit, their bytes over HTTP."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import quote
 
 import httpx2
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -21,56 +24,83 @@ from quire_engine.fetch.errors import (
     SourceUnauthorized,
     SourceUnreachable,
 )
+from quire_engine.fetch.http_ranges import new_client, new_reader, read_span, stream_span
 from quire_engine.fetch.options import SourceOptions
 from quire_engine.fetch.retry import RETRYABLE_STATUSES, TryAgain, retry_after_seconds
-from quire_engine.fetch.source import Digest, HubUri, Listing, RemoteFile
+from quire_engine.fetch.source import Digest, Listing, Location, RemoteFile
+from quire_engine.fetch.sources import OpenSpan
+from quire_engine.fetch.uri import HubUri
 
 LISTING_SECONDS = 15.0
 
 
-def list_files(uri: HubUri, revision: str | None, options: SourceOptions) -> Listing:
-    """All files of the commit that `revision` names now.
+class HubSource:
+    """One repository of a hub or of its mirror."""
 
-    Raises SourceNotFound, SourceUnauthorized or Corrupt for good, TryAgain for what may pass.
-    """
-    api = HfApi(endpoint=options.endpoint, token=options.token or False, library_name="quire")
-    try:
-        info = api.model_info(
-            uri.repo, revision=revision, files_metadata=True, timeout=LISTING_SECONDS
-        )
-    except HFValidationError as error:
-        raise ConfigError(
-            f"hf:// must be followed by org/name, got {uri.repo!r}: {error}"
-        ) from None
-    except HfHubHTTPError as error:
-        raise _explained(error, uri, revision, options) from None
-    except (httpx2.HTTPError, OSError) as error:
-        raise TryAgain(
-            SourceUnreachable(
-                f"{options.endpoint} must answer, got {type(error).__name__}: {error}; check "
-                "HF_ENDPOINT, the proxy variables and the network policy"
+    keeps_commits = True
+
+    def __init__(self, uri: HubUri, options: SourceOptions) -> None:
+        self._uri, self._options = uri, options
+        self._headers = {"Authorization": f"Bearer {options.token}"} if options.token else {}
+        self._reader: httpx2.Client | None = None
+
+    def list_files(self, revision: str | None) -> Listing:
+        """All files of the commit that `revision` names now."""
+        uri, options = self._uri, self._options
+        set_client_factory(partial(new_reader, options))
+        api = HfApi(endpoint=options.endpoint, token=options.token or False, library_name="quire")
+        try:
+            info = api.model_info(
+                uri.repo, revision=revision, files_metadata=True, timeout=LISTING_SECONDS
             )
-        ) from None
-    if info.sha is None or info.siblings is None:
-        raise Corrupt(f"{options.endpoint} must list a commit and its files for {uri.repo}")
-    return Listing(info.sha, tuple(_remote_file(sibling, uri) for sibling in info.siblings))
+        except HFValidationError as error:
+            raise ConfigError(
+                f"hf:// must be followed by org/name, got {uri.repo!r}: {error}"
+            ) from None
+        except HfHubHTTPError as error:
+            raise _explained(error, uri, revision, options) from None
+        except (httpx2.HTTPError, OSError) as error:
+            raise TryAgain(
+                SourceUnreachable(
+                    f"{options.endpoint} must answer, got {type(error).__name__}: {error}; check "
+                    "HF_ENDPOINT, the proxy variables and the network policy"
+                )
+            ) from None
+        if info.sha is None or info.siblings is None:
+            raise Corrupt(f"{options.endpoint} must list a commit and its files for {uri.repo}")
+        commit = info.sha
+        return Listing(commit, tuple(self._remote_file(file, commit) for file in info.siblings))
+
+    def _remote_file(self, sibling: RepoSibling, commit: str) -> RemoteFile:
+        size, digest = _content_of(sibling, self._uri)
+        path = sibling.rfilename
+        url = f"{self._options.endpoint}/{self._uri.repo}/resolve/{commit}/{quote(path)}"
+        return RemoteFile(path, size, digest, Location(url))
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[OpenSpan]:
+        async with new_client(self._options) as client:
+            yield lambda file, span: stream_span(client, file, span, self._headers, self._options)
+
+    def read(self, file: RemoteFile, span: range) -> bytes:
+        if self._reader is None:
+            self._reader = new_reader(self._options)
+        return read_span(self._reader, file, span, self._headers)
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
 
 
-def file_url(endpoint: str, uri: HubUri, commit: str, path: str) -> str:
-    """Where the hub serves this file of this commit."""
-    return f"{endpoint}/{uri.repo}/resolve/{commit}/{quote(path)}"
-
-
-def _remote_file(sibling: RepoSibling, uri: HubUri) -> RemoteFile:
+def _content_of(sibling: RepoSibling, uri: HubUri) -> tuple[int, Digest]:
     if sibling.lfs is not None:
-        digest = Digest("sha256", sibling.lfs.sha256)
-        return RemoteFile(sibling.rfilename, sibling.lfs.size, digest)
+        return sibling.lfs.size, Digest("sha256", sibling.lfs.sha256)
     if sibling.size is None or sibling.blob_id is None:
         raise Corrupt(
             f"the listing of {uri.repo} must give size and digest of each file, got neither for "
             f"{sibling.rfilename!r}; the mirror must answer ?blobs=true"
         )
-    return RemoteFile(sibling.rfilename, sibling.size, Digest("git-sha1", sibling.blob_id))
+    return sibling.size, Digest("git-sha1", sibling.blob_id)
 
 
 def _explained(

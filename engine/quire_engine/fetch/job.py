@@ -19,26 +19,21 @@ from quire_engine.fetch.errors import (
     Corrupt,
     FetchInternal,
     NoSpace,
+    SourceChanged,
     SourceNotFound,
     SourceUnreachable,
     UnsupportedSource,
 )
-from quire_engine.fetch.hub import file_url, list_files
 from quire_engine.fetch.manifest import Manifest, PlanSummary
 from quire_engine.fetch.options import FetchOptions
 from quire_engine.fetch.plan_command import summarize
 from quire_engine.fetch.progress import Progress, served
 from quire_engine.fetch.retry import Backoff, TryAgain
-from quire_engine.fetch.source import (
-    HubUri,
-    Listing,
-    RemoteFile,
-    index_of,
-    parse_uri,
-    select,
-)
+from quire_engine.fetch.source import Listing, RemoteFile, index_of, select
+from quire_engine.fetch.sources import Source, open_source
 from quire_engine.fetch.store import Store, manifest_files, megabytes
-from quire_engine.fetch.transfer import Transfer, new_client
+from quire_engine.fetch.transfer import Transfer
+from quire_engine.fetch.uri import ModelUri, parse_uri
 from quire_engine.models.config import parse_config
 from quire_engine.settings import termination_log
 from quire_engine.termination import report_fatal
@@ -46,6 +41,7 @@ from quire_engine.termination import report_fatal
 logger = logging.getLogger(__name__)
 
 LISTING_ATTEMPTS = 5
+LISTINGS = 3  # of a source that changes while it is fetched
 LOG_SECONDS = 5.0
 LOCK_SECONDS = 0.5  # between looks at a volume that another fetch holds
 SMALL_BYTES = 1024**2  # files that are fetched, and looked at, before the others
@@ -67,7 +63,8 @@ class _Run:
     """What the steps of one fetch share."""
 
     options: FetchOptions
-    uri: HubUri
+    uri: ModelUri
+    source: Source
     store: Store
     progress: Progress
 
@@ -120,11 +117,14 @@ async def _supervised(options: FetchOptions, progress: Progress) -> Manifest:
 
 
 async def _fetch(options: FetchOptions, progress: Progress) -> Manifest:
-    this = _Run(options, parse_uri(options.uri), Store(options.directory), progress)
+    uri = parse_uri(options.uri)
+    source = open_source(uri, options.source)
+    this = _Run(options, uri, source, Store(options.directory), progress)
     lock = await _locked(this)
     try:
         return await _fetch_locked(this)
     finally:
+        source.close()
         os.close(lock)
 
 
@@ -138,11 +138,23 @@ async def _locked(this: _Run) -> int:
 
 
 async def _fetch_locked(this: _Run) -> Manifest:
-    options, progress = this.options, this.progress
     this.store.recover()
     current = _current(this)
-    if options.verify and not options.repair and current is not None:
+    if this.options.verify and not this.options.repair and current is not None:
         return await _verified(this, current)
+    for changes in range(1, LISTINGS + 1):
+        try:
+            return await _brought(this, current)
+        except SourceChanged as error:
+            if changes == LISTINGS:
+                raise
+            logger.warning("the source changed, listing it anew cause=%s", error)
+    raise AssertionError("unreachable")
+
+
+async def _brought(this: _Run, current: Manifest | None) -> Manifest:
+    """List once and bring what was listed, or raise SourceChanged."""
+    options, progress = this.options, this.progress
     try:
         listing = await _list(this, current)
     except SourceUnreachable as error:
@@ -158,7 +170,21 @@ async def _fetch_locked(this: _Run) -> Manifest:
     await _stage(this, listing)
     if progress.bytes_fetched == 0 and current is not None and _is_intact(this, current, listing):
         return _kept(this, current)  # a repair that found nothing to mend
+    await _require_unchanged(this, listing)
     return _finished(this, await asyncio.to_thread(_install, this, listing))
+
+
+async def _require_unchanged(this: _Run, listing: Listing) -> None:
+    """Files that were replaced one after the other while we fetched are no model. Those of a commit
+    cannot have been."""
+    if this.source.keeps_commits:
+        return
+    now = await _list_revision(this, None)
+    if now.commit != listing.commit:
+        raise SourceChanged(
+            f"{this.uri.name} must stay the same while it is fetched, got {now.commit} after "
+            f"{listing.commit}; let the upload end first"
+        )
 
 
 def _current(this: _Run) -> Manifest | None:
@@ -192,11 +218,10 @@ async def _list(this: _Run, current: Manifest | None) -> Listing:
 
 
 async def _list_revision(this: _Run, revision: str | None) -> Listing:
-    source = this.options.source
-    backoff = Backoff(source.backoff_seconds)
+    backoff = Backoff(this.options.source.backoff_seconds)
     for failures in range(1, LISTING_ATTEMPTS + 1):
         try:
-            return await asyncio.to_thread(list_files, this.uri, revision, source)
+            return await asyncio.to_thread(this.source.list_files, revision)
         except TryAgain as error:
             this.progress.note = str(error.failure)
             if failures == LISTING_ATTEMPTS:
@@ -214,7 +239,7 @@ async def _chosen(this: _Run, listing: Listing) -> Listing:
     content = await asyncio.to_thread(this.store.read, index)
     if content is None:
         this.store.open_staging()
-        await _download(this, listing, [index])
+        await _download(this, [index])
         content = this.store.read(index)
         assert content is not None
     return Listing(listing.commit, select(listing.files, this.uri, content))
@@ -243,21 +268,17 @@ async def _stage(this: _Run, listing: Listing) -> None:
     store.require_space(needed, this.options.uri)
     small = [file for file in missing.values() if file.size <= SMALL_BYTES]
     large = [file for file in missing.values() if file.size > SMALL_BYTES]
-    await _download(this, listing, small)
+    await _download(this, small)
     _check_config(this, listing)
-    await _download(this, listing, large)
+    await _download(this, large)
 
 
-async def _download(this: _Run, listing: Listing, files: Sequence[RemoteFile]) -> None:
+async def _download(this: _Run, files: Sequence[RemoteFile]) -> None:
     if not files:
         return
-    source = this.options.source
-
-    def url_of(path: str) -> str:
-        return file_url(source.endpoint, this.uri, listing.commit, path)
-
-    async with new_client(source) as client:
-        await Transfer(client, source, this.progress, url_of).fetch(files, this.store.blobs)
+    async with this.source.connect() as open_span:
+        transfer = Transfer(open_span, this.options.source, this.progress)
+        await transfer.fetch(files, this.store.blobs)
 
 
 def _check_config(this: _Run, listing: Listing) -> None:
@@ -349,5 +370,6 @@ def _report_failure(error: Exception, options: FetchOptions) -> int:
 
 
 def _without_secret(text: str, options: FetchOptions) -> str:
-    token = options.source.token
-    return text.replace(token, "***") if token else text
+    for secret in options.source.secrets:
+        text = text.replace(secret, "***")
+    return text

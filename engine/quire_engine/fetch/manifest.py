@@ -18,12 +18,13 @@ MODEL = "model"
 _CHUNK_BYTES = 1024**2
 
 
-class ManifestFile(msgspec.Struct, frozen=True):
+class ManifestFile(msgspec.Struct, frozen=True, omit_defaults=True):
     """One file of the model: path relative to model/, bytes, lower-case hex."""
 
     path: str
     size: int
     sha256: str
+    version: str = ""  # which of the source's it was, where the source tells no digest
 
 
 class PlanSummary(msgspec.Struct, frozen=True, rename="camel"):

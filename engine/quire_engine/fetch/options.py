@@ -9,6 +9,36 @@ from quire_engine.errors import ConfigError
 from quire_engine.memory_plan import PlanLimits
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+_SECRET_VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_CLIENT_SECRET",
+)
+STORAGE_VARIABLES = (
+    *_SECRET_VARIABLES,
+    "AWS_ACCESS_KEY_ID",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_BASE_URL",
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ENDPOINT",
+    "AZURE_CLIENT_ID",
+    "AZURE_TENANT_ID",
+    "AZURE_FEDERATED_TOKEN_FILE",
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +50,19 @@ class SourceOptions:
 
     token: str | None = field(default=None, repr=False)
     """Access token. HF_TOKEN. Never logged, never written."""
+
+    storage: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What object stores are opened with, by the names that their own tools read from the
+    environment (STORAGE_VARIABLES)."""
+
+    http_login: tuple[str, str] | None = field(default=None, repr=False)
+    """User and password for https://. QUIRE_HTTP_USERNAME, QUIRE_HTTP_PASSWORD."""
+
+    http_token: str | None = field(default=None, repr=False)
+    """Bearer token for https://. QUIRE_HTTP_TOKEN."""
+
+    ca_pem: str | None = field(default=None, repr=False)
+    """Certificates, as text, that are trusted beside the machine's own. QUIRE_CA_PEM."""
 
     connections: int = 8
     """Parts on their way at once; each holds 512 KiB. One connection alone seldom fills a line."""
@@ -38,11 +81,24 @@ class SourceOptions:
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> "SourceOptions":
-        """Endpoint and token from HF_ENDPOINT and HF_TOKEN; empty values count as unset."""
+        """Endpoint, credentials and CA as the fields above name them; empty values are unset."""
+        given = {key: value.strip() for key, value in environment.items() if value.strip()}
+        user, password = given.get("QUIRE_HTTP_USERNAME"), given.get("QUIRE_HTTP_PASSWORD")
         return SourceOptions(
-            endpoint=(environment.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"),
-            token=(environment.get("HF_TOKEN") or "").strip() or None,
+            endpoint=given.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/"),
+            token=given.get("HF_TOKEN"),
+            storage={key: given[key] for key in STORAGE_VARIABLES if key in given},
+            http_login=(user, password) if user and password else None,
+            http_token=given.get("QUIRE_HTTP_TOKEN"),
+            ca_pem=given.get("QUIRE_CA_PEM"),
         )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no text of ours may hold."""
+        keys = [value for key, value in self.storage.items() if key in _SECRET_VARIABLES]
+        password = self.http_login[1] if self.http_login else None
+        return tuple(text for text in (self.token, self.http_token, password, *keys) if text)
 
     def __post_init__(self) -> None:
         if not self.endpoint.startswith(("http://", "https://")):

@@ -85,17 +85,17 @@ def limits_of(options: PlanOptions) -> PlanLimits:
 
 def _read_remote(options: PlanOptions) -> ModelFacts:
     # HTTP clients, half a second: only for models that are not here.
-    from quire_engine.fetch.hub import file_url, list_files
     from quire_engine.fetch.remote import RemoteReader
-    from quire_engine.fetch.source import RemoteFile, index_of, parse_uri, select
+    from quire_engine.fetch.source import RemoteFile, index_of, select
+    from quire_engine.fetch.sources import open_source
+    from quire_engine.fetch.uri import parse_uri
 
     uri = parse_uri(options.model)
-    with RemoteReader(options.source) as reader:
-        listing = reader.attempt(lambda: list_files(uri, options.revision, options.source))
+    with RemoteReader(open_source(uri, options.source), options.source) as reader:
+        listing = reader.list_files(options.revision)
 
         def range_of(file: RemoteFile) -> ReadRange:
-            url = file_url(options.source.endpoint, uri, listing.commit, file.path)
-            return partial(reader.read, url, file.path, file.size)
+            return partial(reader.read, file)
 
         index = index_of(listing.files, uri)
         content = None if index is None else range_of(index)(0, index.size)
@@ -104,7 +104,7 @@ def _read_remote(options: PlanOptions) -> ModelFacts:
             return read_remote_gguf(range_of(files[uri.file]), uri.file, files[uri.file].size)
         config_file = files["config.json"]
         config = parse_config(range_of(config_file)(0, config_file.size), options.model)
-        shards = choose_shards(files, content, uri.repo)
+        shards = choose_shards(files, content, uri.name)
         tensors = read_tensors(
             shards, lambda path: read_header(range_of(files[path]), path).tensors
         )

@@ -1,19 +1,18 @@
-"""What a source offers: URIs, files with digests, and which of them serving needs. Pure."""
+"""What a source offers: files with digests, and which of them serving needs. Pure."""
 
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Literal, Protocol, TypeAlias
 
-from quire_engine.errors import ConfigError, ModelMissing
+from quire_engine.errors import ModelMissing
 from quire_engine.fetch.errors import Corrupt, SourceNotFound, UnsupportedSource
+from quire_engine.fetch.uri import ModelUri, is_safe_path
 from quire_engine.shards import INDEX, choose_shards
 
-DigestAlgorithm: TypeAlias = Literal["sha256", "git-sha1"]
+DigestAlgorithm: TypeAlias = Literal["sha256", "git-sha1", "version"]
 
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
 COMPANIONS = frozenset(
     {
@@ -42,7 +41,8 @@ class Hasher(Protocol):
 @dataclass(frozen=True)
 class Digest:
     """What a file's content must hash to. git-sha1 is git's blob id: the hub knows no other
-    digest of files outside LFS."""
+    digest of files outside LFS. version: the source tells no digest; the value names this version
+    of this file (its place, size and ETag), and the content hashes to nothing that we know."""
 
     algorithm: DigestAlgorithm
     value: str  # lower-case hex
@@ -52,11 +52,27 @@ class Digest:
         """A file name for content of this digest."""
         return f"{self.algorithm}-{self.value}"
 
+    @property
+    def of_content(self) -> bool:
+        """Whether content can be held against it."""
+        return self.algorithm != "version"
+
     def hasher(self, size: int) -> Hasher:
         """A fresh hash for a content of `size` bytes."""
+        assert self.of_content
         if self.algorithm == "sha256":
             return hashlib.sha256()
         return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a file's bytes are read."""
+
+    address: str  # a URL, or a key in a bucket
+    etag: str = ""  # which answers must carry; empty where the address itself names a version
+    offset: int = 0  # of the file's first byte there
+    size: int | None = None  # of what lies there; None: the file's own
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,7 @@ class RemoteFile:
     path: str  # relative, with "/"
     size: int
     digest: Digest
+    location: Location = Location("")
 
 
 @dataclass(frozen=True)
@@ -80,48 +97,37 @@ class Listing:
         return sum(file.size for file in self.files)
 
 
-@dataclass(frozen=True)
-class HubUri:
-    """hf://org/name[/file.gguf]"""
-
-    repo: str
-    file: str | None = None
-
-
-def parse_uri(uri: str) -> HubUri:
-    """The parts of a model URI. ConfigError for anything that is none."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator or scheme != "hf":
-        raise ConfigError(
-            f"a model to fetch must be hf://org/name or hf://org/name/file.gguf, got {uri!r}; "
-            "models on volumes (pvc://) are served in place, other schemes are not built"
-        )
-    parts = rest.split("/", 2)
-    repo = "/".join(parts[:2])
-    file = parts[2] if len(parts) == 3 else None
-    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise ConfigError(f"hf:// must be followed by org/name, got {uri!r}; take it from the hub")
-    if file is not None and (not file.endswith(".gguf") or not is_safe_path(file)):
-        raise ConfigError(
-            f"a file in an hf:// URI must be a .gguf file of the repository, got {uri!r}; "
-            f"leave it out for the safetensors of hf://{repo}"
-        )
-    return HubUri(repo, file)
+def versioned(path: str, size: int, location: Location, uri: ModelUri) -> RemoteFile:
+    """A file of a source that tells no digest: known by its place, size and ETag."""
+    known = "\0".join((uri.name, location.address, location.etag, str(location.offset), str(size)))
+    digest = Digest("version", hashlib.sha256(known.encode()).hexdigest())
+    return RemoteFile(path, size, digest, location)
 
 
-def is_safe_path(path: str) -> bool:
-    """Whether a name from outside stays inside the folder that it is joined to."""
-    parts = path.split("/")
-    return (
-        bool(path)
-        and not PurePosixPath(path).is_absolute()
-        and "\\" not in path
-        and not any(ord(character) < 32 for character in path)
-        and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
+def listing_of(files: Sequence[RemoteFile], uri: ModelUri, revision: str | None) -> Listing:
+    """A listing whose commit is the hash of the files that may be served from.
+
+    Raises SourceNotFound when `revision` is given and is not that one.
+    """
+    counted = sorted(
+        (file.path, file.digest.value)
+        for file in files
+        if file.path in COMPANIONS or file.path in (INDEX, uri.file) or _is_shard(file.path, uri)
     )
+    commit = hashlib.sha256(repr(counted).encode()).hexdigest()[:40]
+    if revision is not None and revision != commit:
+        raise SourceNotFound(
+            f"{uri.name} has one revision, what lies there now ({commit}), got {revision!r}; "
+            "remove model.revision, or set it to that one to be told when it changes"
+        )
+    return Listing(commit, tuple(files))
 
 
-def index_of(files: Sequence[RemoteFile], uri: HubUri) -> RemoteFile | None:
+def _is_shard(path: str, uri: ModelUri) -> bool:
+    return uri.file is None and path.endswith(".safetensors") and "/" not in path
+
+
+def index_of(files: Sequence[RemoteFile], uri: ModelUri) -> RemoteFile | None:
     """The index whose content `select` must know; None where the weights have none.
 
     Raises Corrupt for names that leave the folder: nothing of such a source is to be read.
@@ -129,7 +135,7 @@ def index_of(files: Sequence[RemoteFile], uri: HubUri) -> RemoteFile | None:
     for file in files:
         if not is_safe_path(file.path):
             raise Corrupt(
-                f"names in {uri.repo} must stay inside the model's folder, got {file.path!r}; "
+                f"names in {uri.name} must stay inside the model's folder, got {file.path!r}; "
                 "do not use this source"
             )
     if uri.file is not None:
@@ -138,7 +144,7 @@ def index_of(files: Sequence[RemoteFile], uri: HubUri) -> RemoteFile | None:
 
 
 def select(
-    files: Sequence[RemoteFile], uri: HubUri, index: bytes | None = None
+    files: Sequence[RemoteFile], uri: ModelUri, index: bytes | None = None
 ) -> tuple[RemoteFile, ...]:
     """The files that serving needs, small ones first. `index` is the content of `index_of`'s file.
 
@@ -154,12 +160,12 @@ def select(
     return tuple(sorted({*companions, *weights}, key=lambda file: (file.size, file.path)))
 
 
-def _gguf(files: Sequence[RemoteFile], uri: HubUri) -> list[RemoteFile]:
+def _gguf(files: Sequence[RemoteFile], uri: ModelUri) -> list[RemoteFile]:
     found = [file for file in files if file.path == uri.file]
     if not found:
         offered = [file.path for file in files if file.path.endswith(".gguf")][:8]
         raise SourceNotFound(
-            f"{uri.repo} must have the file {uri.file}, got {', '.join(offered) or 'no .gguf'}; "
+            f"{uri.name} must have the file {uri.file}, got {', '.join(offered) or 'no .gguf'}; "
             "correct the file's name in model.uri"
         )
     if _SPLIT_GGUF.search(found[0].path):
@@ -169,10 +175,12 @@ def _gguf(files: Sequence[RemoteFile], uri: HubUri) -> list[RemoteFile]:
     return found
 
 
-def _safetensors(files: Sequence[RemoteFile], uri: HubUri, index: bytes | None) -> list[RemoteFile]:
+def _safetensors(
+    files: Sequence[RemoteFile], uri: ModelUri, index: bytes | None
+) -> list[RemoteFile]:
     by_path = {file.path: file for file in files}
     try:
-        shards = choose_shards(by_path, index, uri.repo)
+        shards = choose_shards(by_path, index, uri.name)
     except ModelMissing:
         raise UnsupportedSource(_way_out(by_path, uri)) from None
     if "config.json" not in by_path:
@@ -180,11 +188,11 @@ def _safetensors(files: Sequence[RemoteFile], uri: HubUri, index: bytes | None) 
     return [by_path[path] for path in shards] + [by_path[path] for path in by_path if path == INDEX]
 
 
-def _way_out(by_path: dict[str, RemoteFile], uri: HubUri) -> str:
-    rule = f"{uri.repo} must have config.json and model.safetensors (or its shards)"
+def _way_out(by_path: dict[str, RemoteFile], uri: ModelUri) -> str:
+    rule = f"{uri.name} must have config.json and model.safetensors (or its shards)"
     ggufs = sorted(path for path in by_path if path.endswith(".gguf"))
     if ggufs:
-        return f"{rule}, got GGUF files; name one of them: hf://{uri.repo}/{ggufs[0]}"
+        return f"{rule}, got GGUF files; name one of them: {uri.name}/{ggufs[0]}"
     if any(path.endswith((".bin", ".pth", ".pt")) for path in by_path):
         return f"{rule}, got pickled weights, which are never loaded; convert it to safetensors"
     return f"{rule}, got {', '.join(sorted(by_path)[:8]) or 'no file'}; choose another repository"

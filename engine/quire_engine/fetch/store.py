@@ -4,6 +4,7 @@
     manifest.json        written after it; without it nothing is complete
     .staging/blobs/KEY   a verified file, by digest: a branch that moves keeps what did not change
     .staging/blobs/KEY.partial, KEY.parts   a half-fetched one (parts.py)
+    .staging/boot        which run of which machine wrote the half-fetched ones
     .staging/next/       model/ and manifest.json about to be installed; with the manifest, ready
     .staging/previous/   the model being replaced
 
@@ -15,6 +16,7 @@ import hashlib
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,6 +112,7 @@ class Store:
     def open_staging(self) -> None:
         """Make the staging folder."""
         self.blobs.mkdir(parents=True, exist_ok=True)
+        self._forget_unsynced()
 
     def begin(self, files: Sequence[RemoteFile]) -> None:
         """Open staging for this model: staged files that it does not have go."""
@@ -117,6 +120,17 @@ class Store:
         names = [path.name for path in self.blobs.iterdir()]
         for name in stale_names(names, {file.digest.key for file in files}):
             (self.blobs / name).unlink()
+
+    def _forget_unsynced(self) -> None:
+        """A power cut may lose bytes that a part table vouches for. Where no digest of the content
+        would find that, half-fetched files are gone on with only by the machine that wrote them,
+        since it last started."""
+        mark, boot = self._staging / "boot", _boot_id()
+        if mark.is_file() and mark.read_text() == boot:
+            return
+        for path in self.blobs.glob("version-*.*"):
+            path.unlink()
+        mark.write_text(boot)
 
     def drop_staging(self) -> None:
         """Forget all that is staged: without hard links, the space of a model."""
@@ -129,21 +143,38 @@ class Store:
 
     def reuse(self, file: RemoteFile) -> bool:
         """Stage this file from the installed model, if it is there with the right content."""
+        if not self._is_installed(file):
+            return False
+        _link(self.model / file.path, self.blobs / file.digest.key)
+        return True
+
+    def _is_installed(self, file: RemoteFile) -> bool:
+        """Whether the installed model has this very file, with the right content."""
         installed = self.model / file.path
         try:
-            if installed.stat().st_size != file.size or not has_digest(installed, file):
+            if file.digest.of_content:
+                return installed.stat().st_size == file.size and has_digest(installed, file)
+            entry = self._entry(file)
+            if entry is None:
                 return False
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            verify_file(installed, entry)
+        except (ModelCorrupt, FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return False
-        _link(installed, self.blobs / file.digest.key)
         return True
+
+    def _entry(self, file: RemoteFile) -> ManifestFile | None:
+        """The manifest's entry that was made of this version of this file."""
+        current = self.current()
+        made = (file.path, file.digest.value)
+        entries = current.files if current is not None else ()
+        return next((entry for entry in entries if (entry.path, entry.version) == made), None)
 
     def read(self, file: RemoteFile) -> bytes | None:
         """This file's content, staged or installed; None where neither is the right one."""
-        for path in (self.blobs / file.digest.key, self.model / file.path):
-            if path.is_file() and has_digest(path, file):
-                return path.read_bytes()
-        return None
+        staged = self.blobs / file.digest.key
+        if staged.is_file() and has_digest(staged, file):
+            return staged.read_bytes()
+        return (self.model / file.path).read_bytes() if self._is_installed(file) else None
 
     def bytes_staged(self, file: RemoteFile) -> int:
         """Bytes of this file that need no download any more."""
@@ -202,14 +233,14 @@ class Store:
 
 
 def manifest_files(folder: Path, files: Sequence[RemoteFile]) -> tuple[ManifestFile, ...]:
-    """Manifest entries of verified files; the sha256 of those known by git's digest is computed."""
-    return tuple(
-        ManifestFile(file.path, file.size, _sha256(folder / file.path, file)) for file in files
-    )
+    """Manifest entries of verified files; their sha256 is computed where the source told none."""
+    return tuple(_manifest_file(folder / file.path, file) for file in files)
 
 
 def has_digest(path: Path, file: RemoteFile) -> bool:
-    """Whether the content at `path` is that of `file`."""
+    """Whether the content at `path` is that of `file`; its size alone where no digest is known."""
+    if not file.digest.of_content:
+        return path.stat().st_size == file.size
     hasher = file.digest.hasher(file.size)
     with path.open("rb", buffering=0) as source:
         while chunk := source.read(_READ_BYTES):
@@ -232,6 +263,19 @@ def write_durably(path: Path, data: bytes) -> None:
 def megabytes(num_bytes: int) -> str:
     """For people: 269.1 MB, 16.1 GB."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _manifest_file(path: Path, file: RemoteFile) -> ManifestFile:
+    version = "" if file.digest.of_content else file.digest.value
+    return ManifestFile(file.path, file.size, _sha256(path, file), version)
+
+
+def _boot_id() -> str:
+    """One for each start of this machine; a new one each time where it tells none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except FileNotFoundError:
+        return uuid.uuid4().hex
 
 
 def _sha256(path: Path, file: RemoteFile) -> str:

@@ -1,40 +1,31 @@
-"""Bytes over HTTP: ranges of files, many at once, tried again while there is hope.
+"""Ranges of files, many at once, tried again while there is hope.
 
 A worker takes the next missing span of the next file and streams it into that file's PartFile; the
 one that completes a file hashes it. A failure that may pass is tried again from the byte where it
-struck; any other ends the whole transfer.
+struck; any other ends the whole transfer. Where bytes come from is the source's (sources.py).
 """
 
 import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx2
-
-from quire_engine.fetch.errors import (
-    Corrupt,
-    SourceNotFound,
-    SourceUnauthorized,
-    SourceUnreachable,
-    Stalled,
-)
+from quire_engine.fetch.errors import Corrupt, Stalled
+from quire_engine.fetch.http_ranges import SILENCES, interrupted
 from quire_engine.fetch.options import SourceOptions
 from quire_engine.fetch.parts import PartFile, default_part_bytes
 from quire_engine.fetch.progress import Progress
-from quire_engine.fetch.retry import RETRYABLE_STATUSES, Backoff, TryAgain, retry_after_seconds
+from quire_engine.fetch.retry import Backoff, TryAgain
 from quire_engine.fetch.source import RemoteFile
+from quire_engine.fetch.sources import OpenSpan
 from quire_engine.fetch.store import has_digest
 
 logger = logging.getLogger(__name__)
 
 FLUSH_BYTES = 512 * 1024  # what a kill loses of a connection at most
-CONNECT_SECONDS = 10.0
-SILENCES = 3  # reads in a row without a byte that make a stall
 PROGRESS_BYTES = 64 * 1024  # a request that brings less has brought nothing: no drip keeps us
 CONTENT_ATTEMPTS = 3  # downloads of a file whose digest is wrong
 
@@ -49,28 +40,11 @@ class _FileTransfer:
     parts_left: int
 
 
-def new_client(options: SourceOptions) -> httpx2.AsyncClient:
-    """A client as patient as `options` says. Proxies and CA bundle come from the environment."""
-    read = options.stall_seconds * 0.95 / SILENCES  # the waits between reads take the rest
-    return httpx2.AsyncClient(
-        timeout=httpx2.Timeout(read, connect=min(CONNECT_SECONDS, read), pool=None),
-        limits=httpx2.Limits(max_connections=options.connections),
-        follow_redirects=True,  # the token stays with its own host
-    )
-
-
 class Transfer:
     """Fetches files into a folder, each under its digest's key."""
 
-    def __init__(
-        self,
-        client: httpx2.AsyncClient,
-        options: SourceOptions,
-        progress: Progress,
-        url_of: Callable[[str], str],
-    ) -> None:
-        self._client, self._options, self._progress = client, options, progress
-        self._url_of = url_of
+    def __init__(self, open_span: OpenSpan, options: SourceOptions, progress: Progress) -> None:
+        self._open_span, self._options, self._progress = open_span, options, progress
         self._waiting: deque[tuple[RemoteFile, int]] = deque()  # with the attempt's number
         self._ready: deque[tuple[_FileTransfer, int | None]] = deque()  # with a part
         self._opened: list[_FileTransfer] = []
@@ -158,28 +132,16 @@ class Transfer:
 
     async def _request(self, file: _FileTransfer, part: int) -> None:
         """One request for what the part still lacks. TryAgain when it did not bring all of it."""
-        table, path = file.part_file.table, file.remote.path
+        table = file.part_file.table
         start = part * table.part_bytes + table.done[part]
         stop = part * table.part_bytes + table.length(part)
-        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        if self._options.token is not None:
-            headers["Authorization"] = f"Bearer {self._options.token}"
-        try:
-            async with self._client.stream("GET", self._url_of(path), headers=headers) as response:
-                check_response(response, path, range(start, stop), file.remote.size)
-                await self._receive(response, file.part_file, part, stop - start)
-        except httpx2.ReadTimeout:
-            seconds = self._options.stall_seconds
-            raise TryAgain(
-                Stalled(f"{path} must keep coming, got no byte for {seconds:g} s")
-            ) from None
-        except httpx2.HTTPError as error:
-            raise TryAgain(_interrupted(path, type(error).__name__)) from None
+        async with self._open_span(file.remote, range(start, stop)) as chunks:
+            await self._receive(chunks, file.part_file, part, stop - start)
         if table.done[part] < table.length(part):
-            raise TryAgain(_interrupted(path, "an early end"))
+            raise TryAgain(interrupted(file.remote.path, "an early end"))
 
     async def _receive(
-        self, response: httpx2.Response, part_file: PartFile, part: int, room: int
+        self, chunks: AsyncIterator[bytes], part_file: PartFile, part: int, room: int
     ) -> None:
         """Stream the body into the part; what has come is kept, however it ends.
 
@@ -187,7 +149,7 @@ class Transfer:
         """
         buffer = bytearray()
         try:
-            async for chunk in response.aiter_raw():
+            async for chunk in chunks:
                 taken = chunk[:room]
                 room -= len(taken)
                 buffer += taken
@@ -200,33 +162,3 @@ class Transfer:
         finally:
             if buffer:
                 part_file.write(part, buffer)
-
-
-def check_response(response: httpx2.Response, path: str, span: range, size: int) -> None:
-    """Hold an answer's status and Content-Range against what was asked for."""
-    status = response.status_code
-    if status in RETRYABLE_STATUSES:
-        wait = retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC))
-        failure = SourceUnreachable(f"{path} must be served, got HTTP {status} again and again")
-        raise TryAgain(failure, wait)
-    if status in (401, 403):
-        raise SourceUnauthorized(
-            f"{path} was refused (HTTP {status}); accept the model's terms on the hub, or renew "
-            "the token in the Secret that model.credentialsSecret names"
-        )
-    if status == 404:
-        raise SourceNotFound(f"{path} is listed but was not found (HTTP 404)")
-    whole = status == 200 and span == range(size)
-    if not whole and status not in (206, 416):
-        raise SourceUnreachable(f"{path} must be served by Range, got HTTP {status}")
-    served = response.headers.get("Content-Range" if not whole else "Content-Length", "")
-    expected = f"{size}" if whole else f"bytes {span.start}-{span.stop - 1}/{size}"
-    if served != expected:
-        raise Corrupt(
-            f"{path} must have the {size:,} bytes that the source lists, got an answer of "
-            f"{served or 'unknown length'!r} for {expected!r}; the source contradicts itself"
-        )
-
-
-def _interrupted(path: str, what: str) -> SourceUnreachable:
-    return SourceUnreachable(f"{path} must come whole, got {what} again and again")

@@ -127,7 +127,7 @@ def test_the_token_is_not_carried_to_another_host(fetch, mirror, served: Served)
     assert by_token[False].startswith("/_signed/")
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/model", "org/model", "hf://model", "hf://a/b/c.bin"])
+@pytest.mark.parametrize("uri", ["ftp://bucket/model", "org/model", "hf://model", "hf://a/b/c.bin"])
 def test_uris_of_no_known_kind_end_with_2(fetch, uri: str) -> None:
     assert fetch(uri) == 2
     assert uri in fetch.message["message"]

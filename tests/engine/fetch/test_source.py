@@ -1,22 +1,15 @@
-"""URIs, names and the choice of files."""
-
-from pathlib import Path
+"""The choice of files."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from quire_engine.errors import ConfigError
 from quire_engine.fetch.errors import Corrupt, SourceNotFound, UnsupportedSource
 from quire_engine.fetch.source import (
     Digest,
-    HubUri,
     RemoteFile,
     index_of,
-    is_safe_path,
-    parse_uri,
     select,
 )
+from quire_engine.fetch.uri import HubUri
 
 REPO = HubUri("org/name")
 
@@ -27,38 +20,6 @@ def listed(*paths: str) -> list[RemoteFile]:
 
 def chosen(*paths: str, uri: HubUri = REPO, index: bytes | None = None) -> set[str]:
     return {file.path for file in select(listed(*paths), uri, index)}
-
-
-@pytest.mark.parametrize(
-    ("uri", "parsed"),
-    [
-        ("hf://org/name", HubUri("org/name")),
-        ("hf://Org-1/name.v2_x", HubUri("Org-1/name.v2_x")),
-        ("hf://org/name/file.gguf", HubUri("org/name", "file.gguf")),
-        ("hf://org/name/sub/file.gguf", HubUri("org/name", "sub/file.gguf")),
-    ],
-)
-def test_uris(uri: str, parsed: HubUri) -> None:
-    assert parse_uri(uri) == parsed
-
-
-@pytest.mark.parametrize(
-    "uri",
-    ["", "org/name", "http://x/y", "hf://", "hf://name", "hf://org/", "hf://org/..", "hf://../x",
-     "hf://org/name/", "hf://org/name/file.bin", "hf://org/name/../../x.gguf", "hf://o?x/n"],
-)  # fmt: skip
-def test_bad_uris(uri: str) -> None:
-    with pytest.raises(ConfigError, match=r"hf://"):
-        parse_uri(uri)
-
-
-@given(st.text(alphabet=st.sampled_from("ab./\\\0~ "), max_size=12))
-def test_safe_paths_stay_inside(path: str) -> None:
-    if is_safe_path(path):
-        inside = Path("/model")
-        joined = (inside / path).resolve()
-        assert joined != inside
-        assert inside in joined.parents
 
 
 def test_one_file_of_weights() -> None:

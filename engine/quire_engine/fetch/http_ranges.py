@@ -1,0 +1,162 @@
+"""Ranges of files over HTTP: what an answer must be, and which failures may pass."""
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import httpx2
+
+from quire_engine.errors import ConfigError
+from quire_engine.fetch.errors import (
+    Corrupt,
+    SourceChanged,
+    SourceNotFound,
+    SourceUnauthorized,
+    SourceUnreachable,
+    Stalled,
+)
+from quire_engine.fetch.options import SourceOptions
+from quire_engine.fetch.retry import RETRYABLE_STATUSES, TryAgain, retry_after_seconds
+from quire_engine.fetch.source import RemoteFile
+
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 10.0  # of the small reads of a plan
+SILENCES = 3  # reads in a row without a byte that make a stall
+
+
+def tls_context(options: SourceOptions) -> ssl.SSLContext:
+    """What the machine trusts (SSL_CERT_FILE, or its own roots), and QUIRE_CA_PEM beside it."""
+    context = httpx2.create_ssl_context()
+    if options.ca_pem is not None:
+        try:
+            context.load_verify_locations(cadata=options.ca_pem)
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"QUIRE_CA_PEM must hold certificates in PEM form, got {error}; set models.caBundle"
+                " of the chart to the text of the CA's .pem file"
+            ) from None
+    return context
+
+
+def new_client(options: SourceOptions) -> httpx2.AsyncClient:
+    """A client as patient as `options` says. Proxies come from the environment."""
+    read = silence_seconds(options)
+    return httpx2.AsyncClient(
+        verify=tls_context(options),
+        timeout=httpx2.Timeout(read, connect=min(CONNECT_SECONDS, read), pool=None),
+        limits=httpx2.Limits(max_connections=options.connections),
+        follow_redirects=True,  # the token stays with its own host
+    )
+
+
+def new_reader(options: SourceOptions) -> httpx2.Client:
+    """A client for small reads in a row."""
+    return httpx2.Client(verify=tls_context(options), timeout=READ_SECONDS, follow_redirects=True)
+
+
+def silence_seconds(options: SourceOptions) -> float:
+    """How long one read may bring nothing; the waits between reads take the rest."""
+    return options.stall_seconds * 0.95 / SILENCES
+
+
+@asynccontextmanager
+async def stream_span(
+    client: httpx2.AsyncClient,
+    file: RemoteFile,
+    span: range,
+    headers: Mapping[str, str],
+    options: SourceOptions,
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """These bytes of the file as they come. TryAgain for what may pass, here or in the block."""
+    there = _there(file, span)
+    try:
+        async with client.stream(
+            "GET", file.location.address, headers=_range_headers(there, headers)
+        ) as response:
+            check_response(response, file, there)
+            yield response.aiter_raw()
+    except httpx2.ReadTimeout:
+        raise TryAgain(stalled(file.path, options)) from None
+    except httpx2.HTTPError as error:
+        raise TryAgain(interrupted(file.path, type(error).__name__)) from None
+
+
+def read_span(
+    client: httpx2.Client, file: RemoteFile, span: range, headers: Mapping[str, str]
+) -> bytes:
+    """These bytes of the file, a few. TryAgain for what may pass."""
+    there = _there(file, span)
+    try:
+        response = client.get(file.location.address, headers=_range_headers(there, headers))
+    except httpx2.HTTPError as error:
+        failure = SourceUnreachable(f"{file.path} must be readable, got {type(error).__name__}")
+        raise TryAgain(failure) from None
+    check_response(response, file, there)
+    return response.content
+
+
+def check_response(response: httpx2.Response, file: RemoteFile, span: range) -> None:
+    """Hold an answer's status, ETag and Content-Range against what was asked for; `span` is that
+    of what lies at the file's location."""
+    status, path = response.status_code, file.path
+    check_status(response, path)
+    etag = file.location.etag
+    if etag and etag != version_of(response):
+        raise SourceChanged(
+            f"{path} must stay the same while it is fetched, got another ETag or date than at its "
+            "begin; let the upload end first"
+        )
+    size = file.size if file.location.size is None else file.location.size
+    whole = status == 200 and span == range(size)
+    if not whole and status not in (206, 416):
+        raise SourceUnreachable(
+            f"{path} must be served by Range, got HTTP {status}; take a server that knows ranges"
+        )
+    served = response.headers.get("Content-Range" if not whole else "Content-Length", "")
+    expected = f"{size}" if whole else f"bytes {span.start}-{span.stop - 1}/{size}"
+    if served != expected:
+        raise Corrupt(
+            f"{path} must have the {size:,} bytes that the source lists, got an answer of "
+            f"{served or 'unknown length'!r} for {expected!r}; the source contradicts itself"
+        )
+
+
+def check_status(response: httpx2.Response, path: str) -> None:
+    """What a refusal's status means."""
+    status = response.status_code
+    if status in RETRYABLE_STATUSES:
+        wait = retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC))
+        failure = SourceUnreachable(f"{path} must be served, got HTTP {status} again and again")
+        raise TryAgain(failure, wait)
+    if status in (401, 403):
+        raise SourceUnauthorized(
+            f"{path} was refused (HTTP {status}); accept the model's terms on the hub, or renew "
+            "the credentials in the Secret that model.credentialsSecret names"
+        )
+    if status == 404:
+        raise SourceNotFound(f"{path} is listed but was not found (HTTP 404)")
+
+
+def version_of(response: httpx2.Response) -> str:
+    """What tells this version of a file from another: its ETag, or else its date."""
+    headers = response.headers
+    return headers.get("ETag") or headers.get("Last-Modified") or ""
+
+
+def interrupted(path: str, what: str) -> SourceUnreachable:
+    return SourceUnreachable(f"{path} must come whole, got {what} again and again")
+
+
+def stalled(path: str, options: SourceOptions) -> Stalled:
+    return Stalled(f"{path} must keep coming, got no byte for {options.stall_seconds:g} s")
+
+
+def _there(file: RemoteFile, span: range) -> range:
+    offset = file.location.offset
+    return range(offset + span.start, offset + span.stop)
+
+
+def _range_headers(span: range, headers: Mapping[str, str]) -> dict[str, str]:
+    asked = {"Range": f"bytes={span.start}-{span.stop - 1}", "Accept-Encoding": "identity"}
+    return {**asked, **headers}

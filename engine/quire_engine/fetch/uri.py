@@ -1,0 +1,135 @@
+"""Model URIs and what their parts mean. Pure."""
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal, TypeAlias
+
+from quire_engine.errors import ConfigError
+
+ObjectScheme: TypeAlias = Literal["s3", "gs", "az"]
+
+FORMS = (
+    "hf://org/name, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, one "
+    ".gguf file below one of these, or https://host/path/file.gguf"
+)
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_HOST = re.compile(r"(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9][A-Za-z0-9.-]*)(:\d{1,5})?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class HubUri:
+    """hf://org/name[/file.gguf]"""
+
+    repo: str
+    file: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The place, for people: without the file."""
+        return f"hf://{self.repo}"
+
+
+@dataclass(frozen=True)
+class ObjectUri:
+    """s3://bucket[/prefix][/file.gguf], and gs:// and az:// in the same form."""
+
+    scheme: ObjectScheme
+    bucket: str
+    prefix: str  # without slashes at its ends; empty for the whole bucket
+    file: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The place, for people: without the file."""
+        return f"{self.scheme}://{self.bucket}" + (f"/{self.prefix}" if self.prefix else "")
+
+
+@dataclass(frozen=True)
+class WebUri:
+    """https://host/path of one .gguf file."""
+
+    url: str
+    file: str
+
+    @property
+    def name(self) -> str:
+        """The place, for people: without the file."""
+        return self.url.rpartition("/")[0]
+
+
+ModelUri: TypeAlias = HubUri | ObjectUri | WebUri
+
+
+def parse_uri(uri: str) -> ModelUri:
+    """The parts of a model URI. ConfigError for anything that is none."""
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme == "hf":
+        return _hub(uri, rest)
+    if separator and scheme in ("s3", "gs", "az"):
+        return _object(uri, scheme, rest)  # type: ignore[arg-type]
+    if separator and scheme == "https":
+        return _web(uri, rest)
+    raise ConfigError(
+        f"a model to fetch must be {FORMS}, got {uri!r}; models on volumes (pvc://) are served in "
+        "place, and http:// is not fetched from: nothing would prove whose bytes they are"
+    )
+
+
+def _hub(uri: str, rest: str) -> HubUri:
+    parts = rest.split("/", 2)
+    repo = "/".join(parts[:2])
+    file = parts[2] if len(parts) == 3 else None
+    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
+        raise ConfigError(f"hf:// must be followed by org/name, got {uri!r}; take it from the hub")
+    if file is not None and (not file.endswith(".gguf") or not is_safe_path(file)):
+        raise ConfigError(
+            f"a file in an hf:// URI must be a .gguf file of the repository, got {uri!r}; "
+            f"leave it out for the safetensors of hf://{repo}"
+        )
+    return HubUri(repo, file)
+
+
+def _object(uri: str, scheme: ObjectScheme, rest: str) -> ObjectUri:
+    bucket, _, path = rest.partition("/")
+    path = path.removesuffix("/")
+    if not _BUCKET.fullmatch(bucket) or (path and not is_safe_path(path)):
+        raise ConfigError(
+            f"{scheme}:// must be followed by {'container' if scheme == 'az' else 'bucket'}/prefix,"
+            f" got {uri!r}; endpoint, region and keys come from model.credentialsSecret"
+        )
+    if not path.endswith(".gguf"):
+        return ObjectUri(scheme, bucket, path)
+    prefix, _, file = path.rpartition("/")
+    return ObjectUri(scheme, bucket, prefix, file)
+
+
+def _web(uri: str, rest: str) -> WebUri:
+    host, _, path = rest.partition("/")
+    if not _HOST.fullmatch(host) or not is_safe_path(path) or "?" in path or "#" in path:
+        raise ConfigError(
+            "https:// must be followed by host/path, without user, query and fragment, got "
+            f"{_without_secrets(uri)!r}; put what opens it into model.credentialsSecret"
+        )
+    if path.endswith(".gguf"):
+        return WebUri(uri, path.rpartition("/")[2])
+    raise ConfigError(f"https:// must lead to a .gguf file, got {uri!r}; take s3:// for a folder")
+
+
+def _without_secrets(uri: str) -> str:
+    """What may be shown of a URI that should not carry user or query, but may."""
+    scheme, _, rest = re.split(r"[?#]", uri, maxsplit=1)[0].partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether a name from outside stays inside the folder that it is joined to."""
+    parts = path.split("/")
+    return (
+        bool(path)
+        and not PurePosixPath(path).is_absolute()
+        and "\\" not in path
+        and not any(ord(character) < 32 for character in path)
+        and all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in parts)
+    )
