@@ -17,12 +17,11 @@ from quire_engine.fetch.errors import (
     Stalled,
 )
 from quire_engine.fetch.options import SourceOptions
-from quire_engine.fetch.retry import RETRYABLE_STATUSES, TryAgain, retry_after_seconds
+from quire_engine.fetch.retry import RETRYABLE_STATUSES, SILENCES, TryAgain, retry_after_seconds
 from quire_engine.fetch.source import RemoteFile
 
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 10.0  # of the small reads of a plan
-SILENCES = 3  # reads in a row without a byte that make a stall
 
 
 def tls_context(options: SourceOptions) -> ssl.SSLContext:
@@ -79,7 +78,8 @@ async def stream_span(
     except httpx2.ReadTimeout:
         raise TryAgain(stalled(file.path, options)) from None
     except httpx2.HTTPError as error:
-        raise TryAgain(interrupted(file.path, type(error).__name__)) from None
+        failure = interrupted(file.path, type(error).__name__)
+        raise TryAgain(failure, silent=isinstance(error, httpx2.TimeoutException)) from None
 
 
 def read_span(

@@ -23,15 +23,14 @@ from quire_engine.fetch.errors import (
     SourceNotFound,
     SourceUnauthorized,
     SourceUnreachable,
+    Stalled,
 )
 from quire_engine.fetch.http_ranges import new_client, new_reader, read_span, stream_span
 from quire_engine.fetch.options import SourceOptions
-from quire_engine.fetch.retry import RETRYABLE_STATUSES, TryAgain, retry_after_seconds
+from quire_engine.fetch.retry import RETRYABLE_STATUSES, SILENCES, TryAgain, retry_after_seconds
 from quire_engine.fetch.source import Digest, Listing, Location, RemoteFile
 from quire_engine.fetch.sources import OpenSpan
 from quire_engine.fetch.uri import HubUri
-
-LISTING_SECONDS = 15.0
 
 
 class HubSource:
@@ -48,23 +47,27 @@ class HubSource:
         """All files of the commit that `revision` names now."""
         uri, options = self._uri, self._options
         set_client_factory(partial(new_reader, options))
+        # With the waits between them, three silences take less than stall_seconds.
+        seconds = options.stall_seconds / (SILENCES + 1)
         api = HfApi(endpoint=options.endpoint, token=options.token or False, library_name="quire")
         try:
-            info = api.model_info(
-                uri.repo, revision=revision, files_metadata=True, timeout=LISTING_SECONDS
-            )
+            info = api.model_info(uri.repo, revision=revision, files_metadata=True, timeout=seconds)
         except HFValidationError as error:
             raise ConfigError(
                 f"hf:// must be followed by org/name, got {uri.repo!r}: {error}"
             ) from None
         except HfHubHTTPError as error:
             raise _explained(error, uri, revision, options) from None
+        except httpx2.ReadTimeout:
+            stalled = Stalled(f"{options.endpoint} must list {uri.repo}, got no byte of that")
+            raise TryAgain(stalled) from None
         except (httpx2.HTTPError, OSError) as error:
             raise TryAgain(
                 SourceUnreachable(
                     f"{options.endpoint} must answer, got {type(error).__name__}: {error}; check "
                     "HF_ENDPOINT, the proxy variables and the network policy"
-                )
+                ),
+                silent=isinstance(error, httpx2.TimeoutException),
             ) from None
         if info.sha is None or info.siblings is None:
             raise Corrupt(f"{options.endpoint} must list a commit and its files for {uri.repo}")

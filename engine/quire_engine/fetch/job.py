@@ -22,13 +22,14 @@ from quire_engine.fetch.errors import (
     SourceChanged,
     SourceNotFound,
     SourceUnreachable,
+    Stalled,
     UnsupportedSource,
 )
 from quire_engine.fetch.manifest import Manifest, PlanSummary
 from quire_engine.fetch.options import FetchOptions
 from quire_engine.fetch.plan_command import summarize
 from quire_engine.fetch.progress import Progress, served
-from quire_engine.fetch.retry import Backoff, TryAgain
+from quire_engine.fetch.retry import Backoff, Patience, TryAgain
 from quire_engine.fetch.source import Listing, RemoteFile, index_of, select
 from quire_engine.fetch.sources import Source, open_source
 from quire_engine.fetch.store import Store, manifest_files, megabytes
@@ -157,7 +158,7 @@ async def _brought(this: _Run, current: Manifest | None) -> Manifest:
     options, progress = this.options, this.progress
     try:
         listing = await _list(this, current)
-    except SourceUnreachable as error:
+    except (SourceUnreachable, Stalled) as error:
         if current is None or options.repair or this.store.bad_files(current, deep=False):
             raise
         logger.warning("keeping the complete model on the volume cause=%s", error)
@@ -219,16 +220,18 @@ async def _list(this: _Run, current: Manifest | None) -> Listing:
 
 async def _list_revision(this: _Run, revision: str | None) -> Listing:
     backoff = Backoff(this.options.source.backoff_seconds)
-    for failures in range(1, LISTING_ATTEMPTS + 1):
+    patience = Patience(LISTING_ATTEMPTS)
+    while True:
         try:
             return await asyncio.to_thread(this.source.list_files, revision)
         except TryAgain as error:
             this.progress.note = str(error.failure)
-            if failures == LISTING_ATTEMPTS:
+            if patience.is_spent(error):
                 raise error.failure from None
             wait = error.retry_after
-            await asyncio.sleep(backoff.seconds(failures, 0.0) if wait is None else wait)
-    raise AssertionError("unreachable")
+            if wait is None:
+                wait = backoff.seconds(patience.failures, 0.0)
+            await asyncio.sleep(wait)
 
 
 async def _chosen(this: _Run, listing: Listing) -> Listing:

@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from quire_engine.errors import FetchFailed
+from quire_engine.fetch.errors import Stalled
 
 RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+SILENCES = 3  # in a row that make a stall
 LONGEST_RETRY_AFTER = 300.0  # above it, failing with the reason in status serves people better
 
 
@@ -43,7 +45,31 @@ def retry_after_seconds(header: str | None, now: datetime) -> float | None:
 class TryAgain(Exception):
     """A failure that may pass. `failure` is what it becomes when it does not."""
 
-    def __init__(self, failure: FetchFailed, retry_after: float | None = None) -> None:
+    def __init__(
+        self, failure: FetchFailed, retry_after: float | None = None, *, silent: bool = False
+    ) -> None:
         super().__init__(str(failure))
         self.failure = failure
         self.retry_after = retry_after  # seconds, when the source named them
+        # Nothing was heard until time was up.
+        self.silent = silent or isinstance(failure, Stalled)
+
+
+@dataclass
+class Patience:
+    """How often in a row something failed: of failures that are answers there may be many, of
+    silences few, as each of them takes its whole time."""
+
+    max_attempts: int
+    failures: int = 0
+    silences: int = 0
+
+    def is_spent(self, error: TryAgain) -> bool:
+        """Counts one more failure; whether it was the last that is borne."""
+        self.failures += 1
+        self.silences = self.silences + 1 if error.silent else 0
+        return self.silences >= SILENCES or self.failures >= self.max_attempts
+
+    def renew(self) -> None:
+        """Something came."""
+        self.failures = self.silences = 0

@@ -8,17 +8,18 @@ struck; any other ends the whole transfer. Where bytes come from is the source's
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quire_engine.fetch.errors import Corrupt, Stalled
-from quire_engine.fetch.http_ranges import SILENCES, interrupted
+from quire_engine.fetch.errors import Corrupt
+from quire_engine.fetch.http_ranges import interrupted
 from quire_engine.fetch.options import SourceOptions
 from quire_engine.fetch.parts import PartFile, default_part_bytes
 from quire_engine.fetch.progress import Progress
-from quire_engine.fetch.retry import Backoff, TryAgain
+from quire_engine.fetch.retry import Backoff, Patience, TryAgain
 from quire_engine.fetch.source import RemoteFile
 from quire_engine.fetch.sources import OpenSpan
 from quire_engine.fetch.store import has_digest
@@ -26,6 +27,7 @@ from quire_engine.fetch.store import has_digest
 logger = logging.getLogger(__name__)
 
 FLUSH_BYTES = 512 * 1024  # what a kill loses of a connection at most
+FLUSH_SECONDS = 0.25  # and on a slow line, what came since
 PROGRESS_BYTES = 64 * 1024  # a request that brings less has brought nothing: no drip keeps us
 CONTENT_ATTEMPTS = 3  # downloads of a file whose digest is wrong
 
@@ -109,7 +111,7 @@ class Transfer:
 
     async def _download(self, file: _FileTransfer, part: int) -> None:
         """Complete one part, through as many requests as that takes."""
-        failures = silences = 0
+        patience = Patience(self._options.max_attempts)
         backoff = Backoff(self._options.backoff_seconds)
         while True:
             before = file.part_file.table.done[part]
@@ -118,14 +120,12 @@ class Transfer:
                 return
             except TryAgain as error:
                 if file.part_file.table.done[part] - before >= PROGRESS_BYTES:
-                    failures = silences = 0
-                failures += 1
-                silences = silences + 1 if isinstance(error.failure, Stalled) else 0
-                if silences >= SILENCES or failures >= self._options.max_attempts:
+                    patience.renew()
+                if patience.is_spent(error):
                     raise error.failure from None
                 wait = error.retry_after
                 if wait is None:
-                    wait = backoff.seconds(failures, random.random())  # noqa: S311
+                    wait = backoff.seconds(patience.failures, random.random())  # noqa: S311
                 self._progress.note = str(error.failure)
                 logger.warning("trying again seconds=%.1f cause=%s", wait, error.failure)
                 await asyncio.sleep(wait)
@@ -147,16 +147,17 @@ class Transfer:
 
         Writes block the loop: a volume slower than the network is the only brake there is.
         """
-        buffer = bytearray()
+        buffer, flushed = bytearray(), time.monotonic()
         try:
             async for chunk in chunks:
                 taken = chunk[:room]
                 room -= len(taken)
                 buffer += taken
                 self._progress.received(len(taken))
-                if len(buffer) >= FLUSH_BYTES:
+                now = time.monotonic()
+                if len(buffer) >= FLUSH_BYTES or now - flushed >= FLUSH_SECONDS:
                     part_file.write(part, buffer)
-                    buffer = bytearray()
+                    buffer, flushed = bytearray(), now
                 if room == 0:
                     break
         finally:

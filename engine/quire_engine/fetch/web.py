@@ -56,7 +56,8 @@ class WebSource:
                 SourceUnreachable(
                     f"{self._uri.url} must answer, got {type(error).__name__}: {error}; check the "
                     "proxy variables, the CA bundle and the network policy"
-                )
+                ),
+                silent=isinstance(error, httpx2.TimeoutException),
             ) from None
 
     def _one_byte(self) -> dict[str, str]:

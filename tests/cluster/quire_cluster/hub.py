@@ -72,7 +72,7 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     length_delta: int = 0
     """Answer as if the file were that many bytes longer than the listing says."""
     listing: bool = False
-    """`status` strikes the listings instead of files."""
+    """`status` strikes the listings instead of files; without one they are never answered."""
 
 
 class LogEntry(msgspec.Struct, frozen=True):
@@ -112,6 +112,7 @@ class Mirror:
         self._struck = 0
         self._changed = asyncio.Event()
         self._sendable_at = 0.0
+        self.num_sending = 0
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -208,15 +209,20 @@ class Mirror:
     # ---- listings -------------------------------------------------------------------------------
 
     async def _info(self, request: web.Request) -> web.Response:
-        return self._listing(request, self._info_body)
+        return await self._listing(request, self._info_body)
 
     async def _tree(self, request: web.Request) -> web.Response:
-        return self._listing(request, lambda _, __, commit: [_tree_entry(f) for f in commit.files])
+        def body(_: web.Request, __: str, commit: Commit) -> object:
+            return [_tree_entry(file) for file in commit.files]
 
-    def _listing(self, request: web.Request, body: _Body) -> web.Response:
+        return await self._listing(request, body)
+
+    async def _listing(self, request: web.Request, body: _Body) -> web.Response:
         try:
             repo, commit = self._open(request)
-            if self.faults.status is not None and self._strikes(repo, listing=True):
+            if self._strikes(repo, listing=True):
+                if self.faults.status is None:
+                    await self._changed.wait()
                 response = self._status_fault()
             else:
                 response = web.json_response(body(request, repo, commit))
@@ -315,6 +321,7 @@ class Mirror:
         faults = self.faults if faulty else Faults()
         _limit_send_buffer(request)
         sent = 0
+        self.num_sending += 1
         try:
             with file.location.open("rb") as source:
                 source.seek(span.start)
@@ -333,6 +340,7 @@ class Mirror:
         except ConnectionError:  # the client went away: nothing to tell it
             pass
         finally:
+            self.num_sending -= 1
             self._record(request, response.status, sent, span)
 
     async def _break(self, request: web.Request, faults: Faults) -> None:
@@ -435,6 +443,11 @@ class RunningMirror:
 
     def clear_log(self) -> None:
         self._mirror.log.clear()
+
+    @property
+    def num_sending(self) -> int:
+        """Bodies on their way. Requests are in the log once theirs has ended, well or ill."""
+        return self._mirror.num_sending
 
     def downloads(self, suffix: str = "") -> tuple[LogEntry, ...]:
         """The answered requests for contents of files whose path ends so."""

@@ -4,13 +4,18 @@
     ROOT/org/name@v1/     the branch or tag `v1`
 
 A commit's id is the hash of its files' names and contents: a folder that changes is a new commit.
+Digests of large files are kept under ROOT/.digests/: hashing gigabytes takes longer than a client
+of the mirror waits.
 """
 
 import hashlib
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 LFS_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pth", ".onnx", ".model")
+KEPT_BYTES = 256 * 1024 * 1024  # files from here on are hashed once and for all
 LFS_BYTES = 10 * 1024 * 1024  # the hub refuses larger files in plain git
 
 
@@ -75,10 +80,25 @@ class Repositories:
         status = path.stat()
         key = (str(path), status.st_size, status.st_mtime_ns)
         if key not in self._digests:
-            self._digests[key] = _digests(path, status.st_size)
+            self._digests[key] = self._kept_digests(path, status)
         sha256, blob_id = self._digests[key]
         name = path.relative_to(folder).as_posix()
         return HubFile(name, path, status.st_size, sha256, blob_id)
+
+    def _kept_digests(self, path: Path, status: os.stat_result) -> tuple[str, str]:
+        if status.st_size < KEPT_BYTES:
+            return _digests(path, status.st_size)
+        what = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+        kept = self._root / ".digests" / hashlib.sha256(what.encode()).hexdigest()[:32]
+        if kept.is_file():
+            sha256, blob_id = json.loads(kept.read_text())
+            return sha256, blob_id
+        digests = _digests(path, status.st_size)
+        kept.parent.mkdir(exist_ok=True)
+        draft = kept.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps(digests))
+        draft.rename(kept)
+        return digests
 
 
 def _digests(path: Path, size: int) -> tuple[str, str]:

@@ -90,20 +90,23 @@ def write_tiny_model(
 
 def write_safetensors(path: Path, tensors: dict[str, tuple[tuple[int, ...], bytes]]) -> None:
     """Write bfloat16 tensors (shape and little-endian bytes) in the safetensors format."""
-    header, offset = {}, 0
-    for name, (shape, data) in tensors.items():
-        header[name] = {
-            "dtype": "BF16",
-            "shape": list(shape),
-            "data_offsets": [offset, offset + len(data)],
-        }
-        offset += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    header, _ = safetensors_header({name: shape for name, (shape, _) in tensors.items()})
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header)
         for _, data in tensors.values():
             file.write(data)
+
+
+def safetensors_header(shapes: dict[str, tuple[int, ...]]) -> tuple[bytes, int]:
+    """What stands before bfloat16 tensors of these shapes, and how many bytes they are."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + 2 * _count(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, offset
 
 
 def _tensors(

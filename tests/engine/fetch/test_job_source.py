@@ -1,5 +1,6 @@
 """Sources that lie and sources that refuse: what the fetch says of them, and what it keeps out."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,9 +67,13 @@ def test_names_that_leave_the_folder_are_refused(fetch, mirror, name: str) -> No
         (Faults(tokens={REPO: "right"}), None, "SourceNotFound"),
         (Faults(tokens={REPO: "right"}), "wrong-token", "SourceUnauthorized"),
         (Faults(gated=(REPO,)), "some-token", "SourceUnauthorized"),
+        (Faults(status=401), None, "SourceUnauthorized"),
+        (Faults(status=401, listing=True), "some-token", "SourceUnauthorized"),
         (Faults(status=403), None, "SourceUnauthorized"),
         (Faults(status=404), None, "SourceNotFound"),
         (Faults(status=418), None, "SourceUnreachable"),
+        (Faults(status=429, retry_after=0), None, "SourceUnreachable"),
+        (Faults(status=429, retry_after=0, listing=True), None, "SourceUnreachable"),
         (Faults(status=500), None, "SourceUnreachable"),
         (Faults(status=500, listing=True), None, "SourceUnreachable"),
     ],
@@ -107,6 +112,28 @@ def test_passing_errors_are_waited_out(fetch, mirror, served: Served, status: in
 def test_passing_errors_of_the_listing_are_waited_out(fetch, mirror) -> None:
     mirror.faults(Faults(status=429, times=2, retry_after=0, listing=True))
     assert fetch() == 0
+
+
+@pytest.mark.parametrize(("listing", "path"), [(True, REPO), (False, SHARD)])
+def test_nobody_returns_before_retry_after(fetch, mirror, listing: bool, path: str) -> None:
+    mirror.faults(Faults(path=path, status=429, times=1, retry_after=0.4, listing=listing))
+    assert fetch(source={"part_bytes": 2**30, "backoff_seconds": 0.001}) == 0
+    refused, served = [entry for entry in mirror.log if entry.path.endswith(path)]
+    assert (refused.status, served.status) == (429, 200)
+    assert served.time - refused.time >= 0.4
+
+
+def test_a_listing_that_never_comes_is_stalled(fetch, mirror, served: Served) -> None:
+    mirror.faults(Faults(listing=True))
+    begin = time.monotonic()
+    assert fetch(source={"stall_seconds": 0.6}) == 10
+    assert time.monotonic() - begin < 5
+    assert fetch.message["reason"] == "Stalled"
+    mirror.faults()
+    assert fetch() == 0
+    mirror.faults(Faults(listing=True))
+    assert fetch(source={"stall_seconds": 0.6}) == 0, "what is complete needs no listing"
+    assert fetch.installed == served(REPO)
 
 
 def test_the_right_token_opens_and_is_written_nowhere(fetch, mirror, capfd) -> None:
