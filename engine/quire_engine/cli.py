@@ -8,17 +8,25 @@ command that needs it.
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn, TypeAlias
 
 import typer
-from typer.main import get_command
+from typer.main import get_command, get_group
 
-from quire_engine.config import Device, Dtype, EngineConfig, LoadFormat, VerifyMode
+from quire_engine.config import (
+    Device,
+    Dtype,
+    EngineConfig,
+    LoadFormat,
+    VerifyMode,
+    require_built,
+)
 from quire_engine.errors import EngineError, ExitCode
 from quire_engine.fetch import FetchOptions, PlanOptions, SourceOptions, run_fetch, run_plan
+from quire_engine.memory_plan import parse_bytes
 from quire_engine.settings import ServerSettings
 from quire_engine.termination import report_fatal
 
@@ -49,6 +57,7 @@ def _root(
 
 @app.command()
 def serve(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Model folder, or a .gguf file.")],
     dtype: Annotated[
         Dtype, typer.Option(help="Number format of weights and activations.")
@@ -122,8 +131,17 @@ def serve(
         max_header_bytes=max_header_bytes,
         log_requests=enable_log_requests,
     )
+    take: _Taker = context.obj or _serve  # `plan` asks for the configs alone
+    take(settings, config)
+
+
+_Taker: TypeAlias = Callable[[ServerSettings, EngineConfig], None]
+
+
+def _serve(settings: ServerSettings, config: EngineConfig) -> None:
     from quire_engine.serve import serve as run
 
+    require_built(config)
     end = run(settings, config)
     if end is not None:
         _fail(end.exit_code, end.reason, end.message)
@@ -154,39 +172,42 @@ def fetch(
 @app.command()
 def plan(
     model: Annotated[str, typer.Argument(help="Folder, .gguf file or a URI that fetch takes.")],
+    flags: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- SERVE_FLAGS]", help="What `serve` would be told."),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-    device: Annotated[
-        Literal["cpu", "cuda"], typer.Option(help="cpu: float32 activations and cache.")
-    ] = PlanOptions.device,
-    gpu_memory_bytes: Annotated[int | None, typer.Option(help="Memory of the device.")] = None,
-    gpu_memory_utilization: Annotated[
-        float, typer.Option(help="Share of it to use.")
-    ] = PlanOptions.gpu_memory_utilization,
-    dtype: Annotated[Dtype, typer.Option(help="Number format of weights and cache.")] = "auto",
-    max_model_len: Annotated[int | None, typer.Option(help="Context to plan for.")] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.")] = None,
-    max_num_seqs: Annotated[
-        int, typer.Option(help="Sequences in one step.")
-    ] = PlanOptions.max_num_seqs,
-    block_size: Annotated[int, typer.Option(help="Tokens in one block.")] = PlanOptions.block_size,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a GPU, or the container's limit: bytes, or as 24Gi. Else no refusal."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Print what memory MODEL needs, before it is loaded or even downloaded."""
+    """Print what memory MODEL needs when `serve` gets these flags, before it is even downloaded."""
     options = PlanOptions(
         model=model,
+        engine=_served(model, flags or ()),
         revision=revision,
-        device=device,
-        gpu_memory_bytes=gpu_memory_bytes,
-        gpu_memory_utilization=gpu_memory_utilization,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_num_seqs=max_num_seqs,
-        block_size=block_size,
+        memory_bytes=None if memory is None else parse_bytes(memory),
         as_json=json,
         source=SourceOptions.from_environment(os.environ),
     )
     raise typer.Exit(run_plan(options))
+
+
+def _served(model: str, flags: Sequence[str]) -> EngineConfig:
+    """What `serve MODEL FLAGS` would start the engine with, by that command itself."""
+    configs: list[EngineConfig] = []
+    command = get_group(app).commands["serve"]
+
+    def take(settings: ServerSettings, config: EngineConfig) -> None:
+        configs.append(config)
+
+    with command.make_context("serve", [model, *flags], obj=take) as context:
+        command.invoke(context)
+    return configs[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -195,8 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = get_command(app).main(given, prog_name="quire-engine", standalone_mode=False)
     except typer.TyperException as error:
-        command = given[0] if len(given) > 1 and not given[0].startswith("-") else ""
         rule = error.format_message().rstrip(".") + _shown_value(error, given)
+        command = _command_of(error)
         _fail(
             ExitCode.USAGE, "BadConfig", f"{rule}; see {f'quire-engine {command}'.strip()} --help"
         )
@@ -208,6 +229,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         traceback.print_exc()
         _fail(ExitCode.INTERNAL, "Internal", f"{type(error).__name__}: {error}")
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _command_of(error: typer.TyperException) -> str:
+    """The command whose flags are wrong: `serve` also for those behind `plan`'s `--`."""
+    context = getattr(error, "ctx", None)
+    name = None if context is None else context.info_name
+    return "" if name in (None, "quire-engine") else str(name)
 
 
 def _shown_value(error: typer.TyperException, given: Sequence[str]) -> str:

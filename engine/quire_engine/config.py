@@ -13,6 +13,7 @@ LoadFormat: TypeAlias = Literal["auto", "dummy"]
 VerifyMode: TypeAlias = Literal["auto", "always", "never"]
 
 TOKEN_BUDGETS = {"cpu": 512, "cuda": 8192}
+BUILT_TENSOR_PARALLEL = 1  # GPUs that can share one model
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,17 +59,18 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     memory."""
 
     kv_cache_memory_bytes: int | None = None
-    """Bytes of KV cache. None: on a CPU min(4 GiB, 40 % of what the weights leave), on a GPU what
-    gpu_memory_utilization leaves."""
+    """Bytes of KV cache. None: what gpu_memory_utilization leaves beside weights and activations
+    (memory_plan.py), on a CPU at most 4 GiB."""
 
     gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory that the engine may hold in all, 0..1. 0.9 leaves the driver room."""
+    """Share of a GPU's memory, or of the container's limit on a CPU, that the engine may hold in
+    all, 0..1. 0.9 leaves room to the driver, and to the kernel's buffers and page tables."""
 
     enable_prefix_caching: bool = True
     """Keep full blocks of finished requests for later ones with the same prefix."""
 
     tensor_parallel_size: int = 1
-    """GPUs that share one model. Only 1 is built."""
+    """GPUs that share one model. Plans count with more; only 1 is built (`require_built`)."""
 
     seed: int = 0
     """Where the seeds of requests that bring none are derived from."""
@@ -87,6 +89,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "kv_cache_memory_bytes",
             "num_threads",
             "max_num_seqs",
+            "tensor_parallel_size",
         ):
             value = getattr(self, name)
             _require(
@@ -103,12 +106,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "gpu_memory_utilization must be in (0, 1]",
             self.gpu_memory_utilization,
             "leave out --gpu-memory-utilization for 0.9",
-        )
-        _require(
-            self.tensor_parallel_size == 1,
-            "tensor_parallel_size must be 1 (one device a pod)",
-            self.tensor_parallel_size,
-            "run more replicas instead",
         )
         budget = self.max_num_batched_tokens
         _require(
@@ -133,6 +130,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 f"the engine's config must be a JSON object of EngineConfig's fields, "
                 f"got {path}: {error}; write it with EngineConfig.to_json()"
             ) from error
+
+
+def require_built(config: EngineConfig) -> None:
+    """ConfigError for what can be planned and not be served."""
+    _require(
+        config.tensor_parallel_size <= BUILT_TENSOR_PARALLEL,
+        "tensor_parallel_size must be 1 (one device a pod)",
+        config.tensor_parallel_size,
+        "run more replicas instead",
+    )
 
 
 def token_budget(device: str, asked: int | None, max_num_seqs: int) -> int:

@@ -2,7 +2,8 @@
 
     EngineError
     ├── ConfigError            2   a flag or a setting breaks a rule
-    │   └── ModelUnsupported   2   the model's architecture or format is none of ours
+    │   ├── ModelUnsupported   2   the model's architecture or format is none of ours
+    │   └── DoesNotFit         2   the memory plan needs more than there is
     ├── ModelError
     │   ├── ModelMissing      66   no such model folder or file
     │   └── ModelCorrupt      65   a file is truncated, altered or not what its header says
@@ -48,6 +49,12 @@ class ModelUnsupported(ConfigError):
     """The model is whole, but its architecture, dtype or file format is none that we run."""
 
     reason = "UnsupportedModel"
+
+
+class DoesNotFit(ConfigError):
+    """The memory plan asks for more than the device has. The message names what would fit."""
+
+    reason = "DoesNotFit"
 
 
 class ModelError(EngineError):

@@ -9,13 +9,15 @@ from torch import Tensor
 
 import quire_kernels as kernels
 from quire_engine.config import EngineConfig
-from quire_engine.errors import ConfigError, ModelMissing, ModelUnsupported
+from quire_engine.errors import ModelMissing, ModelUnsupported
 from quire_engine.gguf import GgufFile
+from quire_engine.gguf_names import ROPE_FACTORS
+from quire_engine.memory_plan import context_limit
 from quire_engine.models.config import ModelConfig, from_gguf, read_config
 from quire_engine.models.decoder import Decoder, DecoderWeights, LayerWeights
 from quire_engine.models.rope import cos_sin_table
+from quire_engine.models.shapes import check_names, expected_shapes
 from quire_engine.weight_files import (
-    ROPE_FACTORS,
     GgufSource,
     RandomSource,
     SafetensorsSource,
@@ -44,8 +46,8 @@ def load_model(
     Raises ConfigError, ModelMissing, ModelCorrupt or ModelUnsupported.
     """
     model, source = _open(config)
-    num_positions = _num_positions(config, model)
-    _check_names(model, source)
+    num_positions = context_limit(model, config)
+    check_names(model, source.names)
     weight_dtype = _weight_dtype(config, device, source)
     activation_dtype = torch.float32 if device.type == "cpu" else weight_dtype or torch.bfloat16
     reader = _Reader(
@@ -59,50 +61,6 @@ def load_model(
         activation_dtype=activation_dtype,
         device=device,
     )
-
-
-def _num_positions(config: EngineConfig, model: ModelConfig) -> int:
-    """Positions to prepare for. Checked before anything is read or allocated by their number."""
-    asked, limit = config.max_model_len, model.max_model_len
-    if asked is not None and asked > limit:
-        raise ConfigError(
-            f"max_model_len must be <= {limit} (the model's limit), got {asked}; lower "
-            "--max-model-len"
-        )
-    return asked or limit
-
-
-def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a model of this config has, by Hugging Face name."""
-    hidden, inner, dim = model.hidden_size, model.intermediate_size, model.head_dim
-    query_rows, kv_rows = model.num_heads * dim, model.num_kv_heads * dim
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (query_rows, hidden),
-        "self_attn.k_proj.weight": (kv_rows, hidden),
-        "self_attn.v_proj.weight": (kv_rows, hidden),
-        "self_attn.o_proj.weight": (hidden, query_rows),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (inner, hidden),
-        "mlp.up_proj.weight": (inner, hidden),
-        "mlp.down_proj.weight": (hidden, inner),
-    }
-    if model.qkv_bias:
-        layer["self_attn.q_proj.bias"] = (query_rows,)
-        layer["self_attn.k_proj.bias"] = layer["self_attn.v_proj.bias"] = (kv_rows,)
-    if model.output_bias:
-        layer["self_attn.o_proj.bias"] = (hidden,)
-    if model.qk_norm:
-        layer["self_attn.q_norm.weight"] = layer["self_attn.k_norm.weight"] = (dim,)
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (model.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    if not model.tie_word_embeddings:
-        shapes["lm_head.weight"] = (model.vocab_size, hidden)
-    for number in range(model.num_layers):
-        shapes |= {f"model.layers.{number}.{name}": shape for name, shape in layer.items()}
-    return shapes
 
 
 def weight_bytes(weights: DecoderWeights) -> int:
@@ -129,20 +87,6 @@ def _open(config: EngineConfig) -> tuple[ModelConfig, WeightSource]:
     if config.load_format == "dummy":
         return model, RandomSource(expected_shapes(model), config.seed)
     return model, SafetensorsSource(path)
-
-
-def _check_names(model: ModelConfig, source: WeightSource) -> None:
-    expected = expected_shapes(model).keys()
-    missing = sorted(expected - source.names)
-    # Old checkpoints carry rotary tables, tied ones a copy of the embedding: both are derived.
-    derived = {"lm_head.weight", ROPE_FACTORS}
-    extra = sorted(n for n in source.names - expected - derived if not n.endswith("inv_freq"))
-    if missing or extra:
-        raise ModelUnsupported(
-            f"the weights must be those of {model.architecture}, {model.num_layers} layers, "
-            f"got {len(missing)} missing ({', '.join(missing[:3])}) and {len(extra)} unknown "
-            f"({', '.join(extra[:3])}); config and weights must come from one model"
-        )
 
 
 def _weight_dtype(

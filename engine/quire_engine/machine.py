@@ -19,12 +19,16 @@ def num_cpus(cgroups: Path = CGROUP_ROOT) -> int:
     return max(1, math.floor(min([*quotas, float(len(os.sched_getaffinity(0)))])))
 
 
-def available_memory_bytes(
-    cgroups: Path = CGROUP_ROOT, meminfo: Path = Path("/proc/meminfo")
-) -> int:
-    """Bytes that may still be allocated before the host swaps or the cgroup's limit kills."""
-    left = [room for folder in _folders(cgroups, "memory") if (room := _memory_left(folder))]
-    return min([*left, _host_available(meminfo)])
+def has_gpu(device: Path = Path("/dev/nvidiactl")) -> bool:
+    """Whether NVIDIA's driver is here, so that CUDA may find a device. Costs no import of torch."""
+    return device.exists()
+
+
+def engine_memory_bytes(cgroups: Path = CGROUP_ROOT, meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that the engine may come to hold: the smallest limit of the cgroups around it, as a
+    memory plan is told it beforehand; less where the host has less available."""
+    limits = [limit for folder in _folders(cgroups, "memory") if (limit := _memory_limit(folder))]
+    return min([*limits, _host_available(meminfo)])
 
 
 def process_age_seconds() -> float:
@@ -55,16 +59,8 @@ def _cpu_quota(folder: Path) -> float | None:
     return quota / period if quota and quota > 0 and period else None
 
 
-def _memory_left(folder: Path) -> int | None:
-    """Limit less usage, file cache not counted: the kernel gives that back. None: no limit."""
-    limit = _integer(folder / "memory.max") or _integer(folder / "memory.limit_in_bytes")
-    usage = _integer(folder / "memory.current") or _integer(folder / "memory.usage_in_bytes")
-    if limit is None or usage is None:
-        return None
-    words = _words(folder / "memory.stat")
-    stat = dict(zip(words[::2], words[1::2], strict=False))
-    cache = sum(int(stat.get(key, 0)) for key in ("active_file", "inactive_file"))
-    return max(1, limit - usage + cache)
+def _memory_limit(folder: Path) -> int | None:
+    return _integer(folder / "memory.max") or _integer(folder / "memory.limit_in_bytes")
 
 
 def _host_available(meminfo: Path) -> int:

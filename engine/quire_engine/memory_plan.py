@@ -1,167 +1,138 @@
 """What a model needs of a device's memory, before it is loaded. Arithmetic: no torch, no files.
 
-    memory = weights + activations + blocks · block_size · kv_bytes_per_token
+    memory · utilization = runtime + weights + rotary table + activations + blocks · block_bytes
 
-The weights are known to the byte from the files' headers. The activations are bounded because the
-step's token budget and number of sequences are. What is left holds the KV cache: no profiling run.
+The weights are known to the byte from the files' headers (weight_facts.py). The activations are
+bounded because the step's token budget and number of sequences are (activations.py). What is left
+holds the KV cache: no profiling run. All figures are those of one GPU, or of the whole process on a
+CPU. `quire-engine plan` and the start of `serve` both call `make_plan` and nothing else: what the
+one says the other does.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
+import msgspec
+
+from quire_engine.activations import activation_bytes
+from quire_engine.config import BUILT_TENSOR_PARALLEL, EngineConfig, token_budget
+from quire_engine.errors import ConfigError
 from quire_engine.models.config import ModelConfig
+from quire_engine.weight_facts import (
+    DTYPE_BYTES,
+    DeviceKind,
+    WeightFacts,
+    compute_dtype,
+    part_of,
+    weight_bytes,
+    weight_dtype,
+)
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-FLOAT_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' and GGUF's
-
-
-@dataclass(frozen=True)
-class TensorFacts:
-    """One stored tensor: name, format as the file calls it, number of values, bytes."""
-
-    name: str
-    dtype: str
-    num_values: int
-    num_bytes: int
-
-
-@dataclass(frozen=True)
-class WeightFacts:
-    """All tensors that loading reads."""
-
-    parameters: int
-    weight_bytes: int  # in memory: quantized ones are unpacked to bfloat16 when they are loaded
-    dtype: str  # the format that most stored bytes are in, e.g. bfloat16 or Q4_1
-
-    @staticmethod
-    def of(tensors: Iterable[TensorFacts], config: ModelConfig) -> "WeightFacts":
-        """Sum up; a head that is tied to the embedding and rotary tables are not loaded."""
-        loaded = [tensor for tensor in tensors if _is_loaded(tensor.name, config)]
-        by_dtype: dict[str, int] = {}
-        for tensor in loaded:
-            by_dtype[tensor.dtype] = by_dtype.get(tensor.dtype, 0) + tensor.num_bytes
-        largest = max(by_dtype, key=lambda dtype: by_dtype[dtype], default="F32")
-        return WeightFacts(
-            parameters=sum(tensor.num_values for tensor in loaded),
-            weight_bytes=sum(_loaded_bytes(tensor) for tensor in loaded),
-            dtype=FLOAT_NAMES.get(largest, largest),
-        )
-
-    def bytes_as(self, dtype: str) -> int:
-        """Bytes of the weights once they are converted to `dtype`; auto keeps what is stored."""
-        return self.weight_bytes if dtype == "auto" else self.parameters * DTYPE_BYTES[dtype]
-
-
-@dataclass(frozen=True)
-class PlanLimits:
-    """The engine's settings that decide over memory."""
-
-    dtype: str = "auto"  # weights
-    compute_dtype: str = "auto"  # activations and KV cache; float32 on a CPU
-    max_model_len: int | None = None  # tokens; None: the model's own limit
-    max_num_batched_tokens: int = 8192
-    max_num_seqs: int = 128
-    block_size: int = 16  # tokens
-    memory_bytes: int | None = None  # that the engine may hold; None: unknown
+# On a CPU the same memory holds both processes' interpreters and libraries: 293 MiB in the core
+# (torch), 70 MiB in the API process, and a part of the libraries' files that must stay in memory.
+CPU_RUNTIME_BYTES = 448 << 20
+MAX_CPU_KV_BYTES = 4 << 30  # unless a longer context is asked for
+MIN_CONTEXT = 1024  # tokens; a shorter context serves nobody who did not ask for it
+FEWEST_TOKENS = 128  # the smallest token budget that advice goes down to
+GPU_COUNTS = (2, 4, 8, 16)
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The outcome. What depends on the device's memory is None while that is unknown."""
+    """The outcome, for one GPU or for the CPU. What depends on the memory is None while that is
+    unknown."""
 
-    parameters: int
+    device: DeviceKind
+    num_gpus: int  # that share the model; 1 on a CPU
+    parameters: int  # of the whole model
     weight_bytes: int
     weight_dtype: str
     kv_bytes_per_token: int
     activation_bytes: int
+    table_bytes: int  # rotary cosines and sines
+    runtime_bytes: int
     block_size: int
     max_model_len: int
-    required_bytes: int  # to serve one sequence of max_model_len
-    memory_bytes: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    required_bytes: int  # to serve one sequence of max_model_len, or the cache that is asked for
+    memory_bytes: int | None  # of the device, or the container's limit
+    usable_bytes: int | None  # of it, by gpu_memory_utilization
     num_blocks: int | None
     max_concurrency: float | None  # sequences of max_model_len at once
     largest_model_len: int | None  # the longest context that fits; 0: not even the weights do
+    refusal: str | None = None  # why it does not fit, and what would
+
+    @property
+    def block_bytes(self) -> int:
+        return self.kv_bytes_per_token * self.block_size
+
+    @property
+    def fixed_bytes(self) -> int:
+        """All but the KV cache."""
+        loaded = self.weight_bytes + self.table_bytes + self.activation_bytes
+        return self.runtime_bytes + loaded
 
     @property
     def fits(self) -> bool | None:
-        if self.memory_bytes is None:
+        if self.usable_bytes is None:
             return None
-        return self.required_bytes <= self.memory_bytes
+        return self.required_bytes <= self.usable_bytes
 
 
-def kv_bytes_per_token(config: ModelConfig, dtype: str) -> int:
-    """Keys and values of one token in all layers, kept as `dtype`."""
-    return config.kv_bytes_per_token(DTYPE_BYTES[dtype])
+def make_plan(
+    model: ModelConfig,
+    weights: WeightFacts,
+    engine: EngineConfig,
+    device: DeviceKind,
+    memory_bytes: int | None,
+) -> MemoryPlan:
+    """The plan of this model under these settings, with `refusal` set where it does not fit.
 
-
-def activation_bytes(
-    config: ModelConfig, dtype: str, max_num_batched_tokens: int, max_num_seqs: int
-) -> int:
-    """A bound on a step's temporaries, whatever the batch is made of.
-
-    A token keeps the residual and the normed hidden state, and beside them either fused QKV and
-    attention's output or the fused gate-up and its product; a sequence has one row of float32
-    logits, once as computed and once sorted for sampling.
+    `memory_bytes` are those of one GPU, or the container's limit on a CPU. ConfigError for settings
+    that cannot be served in any memory.
     """
-    heads = config.num_heads + 2 * config.num_kv_heads
-    attention = (heads + config.num_heads) * config.head_dim
-    feed_forward = 3 * config.intermediate_size
-    token_values = 2 * config.hidden_size + max(attention, feed_forward)
-    rows = min(max_num_seqs, max_num_batched_tokens)
-    logits = rows * config.vocab_size * 4 * 2
-    return max_num_batched_tokens * token_values * DTYPE_BYTES[dtype] + logits
+    again = partial(_planned, model, weights, device=device, memory_bytes=memory_bytes)
+    plan = again(engine)
+    if plan.fits is False:
+        return replace(plan, refusal=_refusal(plan, model, engine, again))
+    return plan
 
 
-def num_blocks(free_bytes: int, token_bytes: int, block_size: int) -> int:
-    """KV cache blocks that fit into so many bytes."""
-    return max(0, free_bytes) // (token_bytes * block_size)
+def context_limit(model: ModelConfig, engine: EngineConfig) -> int:
+    """The longest context that is asked for, or that the model has. ConfigError above that."""
+    asked, limit = engine.max_model_len, model.max_model_len
+    if asked is not None and asked > limit:
+        raise ConfigError(
+            f"max_model_len must be <= {limit} (the model's limit), got {asked}; lower "
+            "--max-model-len"
+        )
+    return asked or limit
 
 
-def make_plan(config: ModelConfig, weights: WeightFacts, limits: PlanLimits) -> MemoryPlan:
-    """The plan of this model under these limits. A context above the model's own is cut to it."""
-    weight_bytes = weights.bytes_as(limits.dtype)
-    compute = _float_dtype(limits.compute_dtype, limits.dtype, weights)
-    token_bytes = kv_bytes_per_token(config, compute)
-    temporaries = activation_bytes(
-        config, compute, limits.max_num_batched_tokens, limits.max_num_seqs
-    )
-    fixed = weight_bytes + temporaries
-    context = min(limits.max_model_len or config.max_model_len, config.max_model_len)
-    blocks_each = -(-context // limits.block_size)
-    blocks = concurrency = largest = None
-    if limits.memory_bytes is not None:
-        blocks = num_blocks(limits.memory_bytes - fixed, token_bytes, limits.block_size)
-        concurrency = round(blocks / blocks_each, 2)
-        largest = min(blocks * limits.block_size, config.max_model_len)
-    return MemoryPlan(
-        parameters=weights.parameters,
-        weight_bytes=weight_bytes,
-        weight_dtype=weights.dtype if limits.dtype == "auto" else limits.dtype,
-        kv_bytes_per_token=token_bytes,
-        activation_bytes=temporaries,
-        block_size=limits.block_size,
-        max_model_len=context,
-        required_bytes=fixed + blocks_each * limits.block_size * token_bytes,
-        memory_bytes=limits.memory_bytes,
-        num_blocks=blocks,
-        max_concurrency=concurrency,
-        largest_model_len=largest,
-    )
-
-
-def refusal(plan: MemoryPlan) -> str | None:
-    """Why the plan does not fit, in numbers, and what would; None if it fits or nobody knows."""
-    if plan.fits is not False or plan.memory_bytes is None:
-        return None
-    rule = (
-        f"the model must fit the memory that the engine may hold: it needs "
-        f"{gibibytes(plan.required_bytes)} for a context of {plan.max_model_len:,}, "
-        f"got {gibibytes(plan.memory_bytes)}"
-    )
-    if plan.largest_model_len:
-        return f"{rule}; the largest context that fits is {plan.largest_model_len:,}"
-    fixed = gibibytes(plan.weight_bytes + plan.activation_bytes)
-    return f"{rule}; weights and activations alone take {fixed}: take a larger device"
+def plan_rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
+    """The plan for people: names and values."""
+    each = f" on each of {plan.num_gpus} GPUs" if plan.num_gpus > 1 else ""
+    yield "device", f"{plan.device}{each}"
+    yield "parameters", f"{plan.parameters:,}"
+    exact = f"({plan.weight_bytes:,} B, {plan.weight_dtype})"
+    yield "weights", f"{gibibytes(plan.weight_bytes)} {exact}"
+    yield "activations, at most", gibibytes(plan.activation_bytes)
+    yield "rotary table", gibibytes(plan.table_bytes)
+    if plan.runtime_bytes:
+        yield "processes", gibibytes(plan.runtime_bytes)
+    yield "KV cache per token", f"{plan.kv_bytes_per_token:,} B"
+    yield "context", f"{plan.max_model_len:,} tokens"
+    yield "needed", gibibytes(plan.required_bytes)
+    if plan.memory_bytes is not None and plan.usable_bytes is not None:
+        yield "memory", f"{gibibytes(plan.memory_bytes)}, {gibibytes(plan.usable_bytes)} to use"
+    if plan.num_blocks is not None:
+        yield "KV cache blocks", f"{plan.num_blocks:,} of {plan.block_size} tokens"
+    if plan.max_concurrency is not None:
+        yield "full contexts at once", f"{plan.max_concurrency:,}"
 
 
 def gibibytes(num_bytes: int) -> str:
@@ -172,30 +143,218 @@ def gibibytes(num_bytes: int) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """A quantity as Kubernetes writes them: 24GiB, 24Gi, 24GB, 24G or plain bytes. ValueError."""
+    """A quantity as Kubernetes writes them: 24GiB, 24Gi, 24GB, 24G or plain bytes. ConfigError."""
     units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
     units |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
     stripped = text.strip().lower().removesuffix("b")
     digits = stripped.rstrip("kmgti")
     unit = units.get(stripped[len(digits) :])
     if unit is None or not digits.strip().replace(".", "", 1).isdigit():
-        raise ValueError(f"memory must be a number with a unit such as 24GiB or 24Gi, got {text!r}")
+        raise ConfigError(
+            f"memory must be a number of bytes or one with a unit, got {text!r}; write it as "
+            "24GiB or 24Gi"
+        )
     return int(float(digits) * unit)
 
 
-def _is_loaded(name: str, config: ModelConfig) -> bool:
-    if name.endswith("inv_freq") or name == "rope_freqs.weight":
-        return False
-    return not (config.tie_word_embeddings and name == "lm_head.weight")
+# ---- the arithmetic -----------------------------------------------------------------------------
 
 
-def _loaded_bytes(tensor: TensorFacts) -> int:
-    if tensor.dtype in FLOAT_NAMES:
-        return tensor.num_bytes
-    return tensor.num_values * DTYPE_BYTES["bfloat16"]
+@dataclass(frozen=True)
+class _Cache:
+    """The KV cache that a plan comes to."""
+
+    num_blocks: int | None
+    is_asked_for: bool
 
 
-def _float_dtype(compute_dtype: str, dtype: str, weights: WeightFacts) -> str:
-    """auto: as the weights, and bfloat16 for quantized ones."""
-    chosen = next((name for name in (compute_dtype, dtype) if name != "auto"), weights.dtype)
-    return chosen if chosen in DTYPE_BYTES else "bfloat16"
+def _planned(
+    model: ModelConfig,
+    weights: WeightFacts,
+    engine: EngineConfig,
+    *,
+    device: DeviceKind,
+    memory_bytes: int | None,
+) -> MemoryPlan:
+    limit = context_limit(model, engine)
+    part = part_of(model, engine.tensor_parallel_size)
+    compute_bytes = DTYPE_BYTES[compute_dtype(engine, device)]
+    plan = MemoryPlan(
+        device=device,
+        num_gpus=engine.tensor_parallel_size,
+        parameters=weights.parameters,
+        weight_bytes=weight_bytes(part, weights, engine, device),
+        weight_dtype=weight_dtype(weights, engine, device),
+        kv_bytes_per_token=part.kv_bytes_per_token(compute_bytes),
+        activation_bytes=activation_bytes(part, model.vocab_size, engine, device),
+        table_bytes=_table_bytes(model, limit),
+        runtime_bytes=CPU_RUNTIME_BYTES if device == "cpu" else 0,
+        block_size=engine.block_size,
+        max_model_len=limit,
+        max_num_seqs=engine.max_num_seqs,
+        max_num_batched_tokens=token_budget(
+            device, engine.max_num_batched_tokens, engine.max_num_seqs
+        ),
+        required_bytes=0,
+        memory_bytes=memory_bytes,
+        usable_bytes=_usable(memory_bytes, engine),
+        num_blocks=None,
+        max_concurrency=None,
+        largest_model_len=None,
+    )
+    return _with_cache(plan, model, engine)
+
+
+def _usable(memory_bytes: int | None, engine: EngineConfig) -> int | None:
+    if memory_bytes is None:
+        return None
+    whole_pages = memory_bytes // PAGE_BYTES * PAGE_BYTES  # as the kernel keeps a cgroup's limit
+    return int(whole_pages * engine.gpu_memory_utilization)
+
+
+def _with_cache(plan: MemoryPlan, model: ModelConfig, engine: EngineConfig) -> MemoryPlan:
+    size, cache = plan.block_size, _cache_of(plan, engine)
+    context = _context(plan, engine, cache)
+    least = context if engine.max_model_len else max(context, min(MIN_CONTEXT, model.max_model_len))
+    blocks_needed = -(-least // size)
+    if cache.is_asked_for and cache.num_blocks is not None:
+        blocks_needed = cache.num_blocks
+    concurrency = None
+    if cache.num_blocks is not None and context:
+        concurrency = round(cache.num_blocks / -(-context // size), 2)
+    return replace(
+        plan,
+        max_model_len=context if cache.is_asked_for else least,
+        required_bytes=plan.fixed_bytes + blocks_needed * plan.block_bytes,
+        num_blocks=cache.num_blocks,
+        max_concurrency=concurrency,
+        largest_model_len=_largest_model_len(plan, model),
+    )
+
+
+def _largest_model_len(plan: MemoryPlan, model: ModelConfig) -> int | None:
+    """The longest --max-model-len that fits: its blocks, and its rows of the rotary table."""
+    if plan.usable_bytes is None:
+        return None
+    room = plan.usable_bytes - (plan.fixed_bytes - plan.table_bytes)
+    block_bytes = plan.block_bytes + plan.block_size * _table_bytes(model, 1)
+    return min(max(0, room) // block_bytes * plan.block_size, model.max_model_len)
+
+
+def _table_bytes(model: ModelConfig, context: int) -> int:
+    return context * model.head_dim * DTYPE_BYTES["float32"]
+
+
+def _cache_of(plan: MemoryPlan, engine: EngineConfig) -> _Cache:
+    """Its blocks: as many as are asked for, else as fit."""
+    if engine.num_gpu_blocks_override is not None:
+        return _Cache(engine.num_gpu_blocks_override, is_asked_for=True)
+    room = engine.kv_cache_memory_bytes
+    if room is not None:
+        if room < plan.block_bytes:
+            raise ConfigError(
+                f"the KV cache needs at least one block of {plan.block_bytes} bytes, got room for "
+                f"{room} bytes; raise --kv-cache-memory-bytes"
+            )
+        return _Cache(room // plan.block_bytes, is_asked_for=True)
+    if plan.usable_bytes is None:
+        return _Cache(None, is_asked_for=False)
+    blocks = max(0, plan.usable_bytes - plan.fixed_bytes) // plan.block_bytes
+    if plan.device == "cpu":
+        blocks = min(blocks, _cpu_limit(plan, engine))
+    return _Cache(blocks, is_asked_for=False)
+
+
+def _cpu_limit(plan: MemoryPlan, engine: EngineConfig) -> int:
+    """Blocks that are enough on a CPU: the machine has other uses for its memory."""
+    asked = -(-(engine.max_model_len or 0) // plan.block_size)
+    return max(MAX_CPU_KV_BYTES // plan.block_bytes, asked)
+
+
+def _context(plan: MemoryPlan, engine: EngineConfig, cache: _Cache) -> int:
+    """The longest context: what is asked for, or what both the model and the cache can hold."""
+    limit = plan.max_model_len
+    if cache.num_blocks is None:
+        return limit
+    capacity = cache.num_blocks * plan.block_size
+    if engine.max_model_len is None:
+        return min(limit, capacity)
+    if cache.is_asked_for and limit > capacity:
+        raise ConfigError(
+            f"max_model_len must be <= {capacity} tokens (the KV cache's {cache.num_blocks} "
+            f"blocks), got {limit}; lower --max-model-len or raise the cache's size"
+        )
+    return limit
+
+
+# ---- what would fit -----------------------------------------------------------------------------
+
+_Again: TypeAlias = Callable[[EngineConfig], MemoryPlan]
+
+
+def _refusal(plan: MemoryPlan, model: ModelConfig, engine: EngineConfig, again: _Again) -> str:
+    assert plan.memory_bytes is not None
+    assert plan.usable_bytes is not None
+    place = "a GPU has" if plan.device == "cuda" else "the memory limit is"
+    need = f"for a context of {plan.max_model_len:,} tokens"
+    if engine.num_gpu_blocks_override or engine.kv_cache_memory_bytes:
+        need = f"with the {plan.num_blocks:,} blocks of KV cache that are asked for"
+    return (
+        f"the model needs {gibibytes(plan.required_bytes)} {need}, {place} "
+        f"{gibibytes(plan.memory_bytes)}, of which {gibibytes(plan.usable_bytes)} may be used "
+        f"(--gpu-memory-utilization {engine.gpu_memory_utilization:g}); "
+        f"{_way_out(plan, model, engine, again)}"
+    )
+
+
+def _way_out(plan: MemoryPlan, model: ModelConfig, engine: EngineConfig, again: _Again) -> str:
+    """The nearest setting that fits: a shorter context, a smaller step, more GPUs, more memory."""
+    longest = plan.largest_model_len or 0
+    if engine.num_gpu_blocks_override or engine.kv_cache_memory_bytes:
+        if longest >= plan.max_model_len or longest >= MIN_CONTEXT:
+            blocks = longest // plan.block_size
+            return f"the largest KV cache that fits has {blocks:,} blocks ({longest:,} tokens)"
+    elif longest >= min(MIN_CONTEXT, plan.max_model_len):
+        return (
+            f"the largest context that fits is {longest:,}, one sequence of it at a time "
+            f"(--max-model-len {longest})"
+        )
+    return _smaller_step(engine, plan, again) or _more(plan, engine, again)
+
+
+def _smaller_step(engine: EngineConfig, plan: MemoryPlan, again: _Again) -> str | None:
+    """Fewer sequences and tokens in a step leave more memory for the context."""
+    seqs, tokens = plan.max_num_seqs, plan.max_num_batched_tokens
+    while seqs > 1 or tokens > FEWEST_TOKENS:
+        seqs, tokens = max(1, seqs // 2), max(FEWEST_TOKENS, tokens // 2)
+        smaller = msgspec.structs.replace(
+            engine, max_num_seqs=min(seqs, tokens), max_num_batched_tokens=tokens
+        )
+        for asked in (engine.max_model_len, None):
+            other = again(msgspec.structs.replace(smaller, max_model_len=asked))
+            if other.fits:
+                return (
+                    f"with --max-num-seqs {other.max_num_seqs} --max-num-batched-tokens {tokens} "
+                    f"a context of {other.max_model_len:,} fits"
+                )
+    return None
+
+
+def _more(plan: MemoryPlan, engine: EngineConfig, again: _Again) -> str:
+    least = gibibytes(int(plan.required_bytes / engine.gpu_memory_utilization))
+    if plan.device == "cpu":
+        return f"give it a memory limit of {least} or more, or take a smaller model"
+    for num_gpus in GPU_COUNTS:
+        if num_gpus <= plan.num_gpus:
+            continue
+        try:
+            other = again(msgspec.structs.replace(engine, tensor_parallel_size=num_gpus))
+        except ConfigError:  # heads that so many GPUs cannot share
+            continue
+        if other.fits:
+            built = "" if num_gpus <= BUILT_TENSOR_PARALLEL else ", which is not built yet"
+            return (
+                f"take a GPU of {least} or more; over several like this one it would fit with "
+                f"--tensor-parallel-size {num_gpus}{built}"
+            )
+    return f"take a GPU of {least} or more, or a smaller model"

@@ -114,7 +114,7 @@ class CoreReady(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     kernels: str  # instruction set or backend that runs, for /version
     weight_bytes: int
     kv_cache_bytes: int
-    startup_seconds: dict[str, float]  # by phase: imports, weights, kv_cache, warmup
+    startup_seconds: dict[str, float]  # by phase: imports, plan, weights, kv_cache, warmup, verify
 
 
 class CoreFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

@@ -1,5 +1,6 @@
 """From a config to an engine that has run: device, weights, KV cache, warm-up."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,19 +10,19 @@ import torch
 
 import quire_kernels as kernels
 from quire_engine.block_manager import BlockManager
-from quire_engine.config import EngineConfig, token_budget
+from quire_engine.config import EngineConfig, require_built
 from quire_engine.engine import Engine
-from quire_engine.errors import ConfigError, NoDevice
+from quire_engine.errors import DoesNotFit, NoDevice
+from quire_engine.fetch.headers import ModelFacts, read_dummy, read_local
 from quire_engine.fetch.verification import start_verification
-from quire_engine.loader import LoadedModel, load_model
-from quire_engine.machine import available_memory_bytes, num_cpus
-from quire_engine.memory_plan import activation_bytes
+from quire_engine.loader import load_model
+from quire_engine.machine import engine_memory_bytes, num_cpus
+from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
 from quire_engine.messages import CoreReady
 from quire_engine.runner import ModelRunner
 from quire_engine.scheduler import Scheduler
 
-MAX_CPU_KV_BYTES = 4 << 30
-CPU_KV_SHARE = 0.4  # of what the weights leave; the rest is for activations and the API process
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,44 +46,62 @@ def start_engine(
 ) -> tuple[Engine, CoreReady]:
     """Load, allocate and run once. Raises ConfigError, NoDevice or a ModelError."""
     stopwatch = stopwatch or Stopwatch()
+    require_built(config)
     device = choose_device(config)
     kernels.set_num_threads(config.num_threads or num_cpus())
     with start_verification(Path(config.model), config.verify_weights) as verification:
+        plan = plan_memory(config, device)
+        stopwatch.lap("plan")
         model = load_model(config, device, on_tensor)
         stopwatch.lap("weights")
-        num_blocks = choose_num_blocks(config, model)
-        max_model_len = choose_max_model_len(config, model, num_blocks)
-        budget = choose_token_budget(config, device)
-        runner = ModelRunner(model, num_blocks, config.block_size)
+        assert plan.num_blocks is not None, "the memory is known here"
+        runner = ModelRunner(model, plan.num_blocks, config.block_size)
         stopwatch.lap("kv_cache")
         runner.warm_up()
         stopwatch.lap("warmup")
         verification.wait(on_tensor)
     stopwatch.lap("verify")
     blocks = BlockManager(
-        num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        plan.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
     )
     scheduler = Scheduler(
         blocks,
         max_num_seqs=config.max_num_seqs,
-        token_budget=budget,
-        max_model_len=max_model_len,
+        token_budget=plan.max_num_batched_tokens,
+        max_model_len=plan.max_model_len,
     )
     ready = CoreReady(
-        max_model_len=max_model_len,
-        num_blocks=num_blocks,
+        max_model_len=plan.max_model_len,
+        num_blocks=plan.num_blocks,
         block_size=config.block_size,
         vocab_size=runner.vocab_size,
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=budget,
+        max_num_batched_tokens=plan.max_num_batched_tokens,
         dtype=model.weight_dtype,
         device=device.type,
         kernels=kernels.isa() if device.type == "cpu" else kernels.backend(device.type).name,
         weight_bytes=model.weight_bytes,
-        kv_cache_bytes=num_blocks * block_bytes(config, model),
+        kv_cache_bytes=plan.num_blocks * plan.block_bytes,
         startup_seconds=stopwatch.seconds,
     )
     return Engine(scheduler, runner, time.monotonic, config.seed), ready
+
+
+def plan_memory(config: EngineConfig, device: torch.device) -> MemoryPlan:
+    """What `quire-engine plan` says for this memory. DoesNotFit where it says no."""
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.mem_get_info(device)[1] if on_gpu else engine_memory_bytes()
+    facts = _facts(config)
+    plan = make_plan(facts.config, facts.weights, config, "cuda" if on_gpu else "cpu", memory)
+    logger.info("plan: %s", "; ".join(f"{name} {value}" for name, value in plan_rows(plan)))
+    if plan.refusal is not None:
+        raise DoesNotFit(plan.refusal)
+    return plan
+
+
+def _facts(config: EngineConfig) -> ModelFacts:
+    path = Path(config.model)
+    return read_dummy(path) if config.load_format == "dummy" else read_local(path)
 
 
 def choose_device(config: EngineConfig) -> torch.device:
@@ -94,57 +113,3 @@ def choose_device(config: EngineConfig) -> torch.device:
             "one, or run on the CPU with --device cpu"
         )
     return torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
-
-
-def choose_token_budget(config: EngineConfig, device: torch.device) -> int:
-    """Tokens a step, at least one for each sequence."""
-    return token_budget(device.type, config.max_num_batched_tokens, config.max_num_seqs)
-
-
-def choose_num_blocks(config: EngineConfig, model: LoadedModel) -> int:
-    """Blocks of the KV cache. ConfigError when there is no room for a single one."""
-    if config.num_gpu_blocks_override is not None:
-        return config.num_gpu_blocks_override
-    room = config.kv_cache_memory_bytes
-    if room is None:
-        room = _cpu_room() if model.device.type == "cpu" else _gpu_room(config, model)
-    num_blocks = max(0, room) // block_bytes(config, model)
-    if num_blocks < 1:
-        raise ConfigError(
-            f"the KV cache needs at least one block of {block_bytes(config, model)} bytes, got "
-            f"room for {room} bytes; give the engine more memory or a smaller model"
-        )
-    return num_blocks
-
-
-def choose_max_model_len(config: EngineConfig, model: LoadedModel, num_blocks: int) -> int:
-    """The longest context: what was asked for, or what both the model and the cache can hold."""
-    capacity = num_blocks * config.block_size
-    asked = config.max_model_len
-    if asked is None:
-        return min(model.decoder.config.max_model_len, capacity)
-    if asked > capacity:
-        raise ConfigError(
-            f"max_model_len must be <= {capacity} tokens (the KV cache's {num_blocks} blocks), got "
-            f"{asked}; lower --max-model-len or raise --kv-cache-memory-bytes"
-        )
-    return asked
-
-
-def block_bytes(config: EngineConfig, model: LoadedModel) -> int:
-    """Bytes of one block over all layers."""
-    per_token = model.decoder.config.kv_bytes_per_token(model.activation_dtype.itemsize)
-    return per_token * config.block_size
-
-
-def _cpu_room() -> int:
-    return min(MAX_CPU_KV_BYTES, int(CPU_KV_SHARE * available_memory_bytes()))
-
-
-def _gpu_room(config: EngineConfig, model: LoadedModel) -> int:
-    """Share of the GPU less the weights and a full step's activations."""
-    _, total = torch.cuda.mem_get_info(model.device)
-    dtype = str(model.activation_dtype).removeprefix("torch.")
-    budget = choose_token_budget(config, model.device)
-    peak = activation_bytes(model.decoder.config, dtype, budget, config.max_num_seqs)
-    return int(total * config.gpu_memory_utilization) - model.weight_bytes - peak

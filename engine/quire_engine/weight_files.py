@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire_engine.errors import ModelCorrupt
 from quire_engine.gguf import GgufFile
+from quire_engine.gguf_names import hugging_face_name
 from quire_engine.safetensors_header import whole_file_header
 from quire_engine.shards import shards_of, tensors_in
 
@@ -62,31 +63,6 @@ def _files_by_tensor(model_dir: Path) -> dict[str, Path]:
     return files
 
 
-_GGUF_LAYER_NAMES = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_q.bias": "self_attn.q_proj.bias",
-    "attn_k.bias": "self_attn.k_proj.bias",
-    "attn_v.bias": "self_attn.v_proj.bias",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "attn_output.bias": "self_attn.o_proj.bias",
-    "attn_q_norm.weight": "self_attn.q_norm.weight",
-    "attn_k_norm.weight": "self_attn.k_norm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}
-_GGUF_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-ROPE_FACTORS = "rope_freqs.weight"  # has no Hugging Face name
-
-
 class GgufSource:
     """A GGUF file's tensors.
 
@@ -96,7 +72,7 @@ class GgufSource:
 
     def __init__(self, file: GgufFile) -> None:
         self._file = file
-        self._gguf_name_of = {_hugging_face_name(name): name for name in file.tensors}
+        self._gguf_name_of = {hugging_face_name(name): name for name in file.tensors}
         # llama.cpp's converter interleaves the halves of each head's rows for this architecture.
         self._interleaved = file.metadata.get("general.architecture") == "llama"
 
@@ -121,14 +97,6 @@ class GgufSource:
         value = metadata.get(f"llama.{key}", metadata["llama.attention.head_count"])
         assert isinstance(value, int)
         return value
-
-
-def _hugging_face_name(gguf_name: str) -> str:
-    prefix, _, rest = gguf_name.partition(".")
-    if prefix != "blk":
-        return _GGUF_NAMES.get(gguf_name, gguf_name)
-    number, _, name = rest.partition(".")
-    return f"model.layers.{number}.{_GGUF_LAYER_NAMES.get(name, name)}"
 
 
 def _halves(tensor: Tensor, num_heads: int) -> Tensor:

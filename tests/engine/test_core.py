@@ -25,6 +25,7 @@ from quire_engine.messages import (
 from quire_engine.progress import ProgressFile
 
 RECEIVE_MS = 60_000  # a core that imports torch on a busy machine
+PHASES = {"imports", "plan", "weights", "kv_cache", "warmup", "verify"}
 
 
 class CoreUnderTest:
@@ -106,7 +107,7 @@ def test_a_core_serves_survives_bad_input_and_signals_and_shuts_down(core, tiny_
     ready = running.receive()
     assert isinstance(ready, CoreReady)
     assert (ready.vocab_size, ready.max_model_len, ready.device) == (128, 256, "cpu")
-    assert set(ready.startup_seconds) == {"imports", "weights", "kv_cache", "warmup", "verify"}
+    assert set(ready.startup_seconds) == PHASES
     assert ready.num_blocks * ready.block_size * 3 * 2 * 2 * 16 * 4 == ready.kv_cache_bytes
     loaded = running.progress.read()
     assert loaded.pending == 0

@@ -53,27 +53,28 @@ def test_a_limit_further_up_binds_too(cgroup, monkeypatch):
     assert machine.num_cpus(cgroup("0::/pod/engine", "pod", cpu__max="300000 100000")) == 3
 
 
-def test_memory_left_counts_file_cache_as_free(cgroup, meminfo):
-    root = cgroup(
-        "0::/pod",
-        "pod",
-        memory__max=str(4 * GIB),
-        memory__current=str(3 * GIB),
-        memory__stat=f"anon {GIB}\nactive_file {GIB}\ninactive_file {GIB}\n",
-    )
-    assert machine.available_memory_bytes(root, meminfo) == 3 * GIB
+def test_the_smallest_limit_on_the_way_is_what_the_engine_may_hold(cgroup, meminfo):
+    cgroup("0::/pod/engine", "pod/engine", memory__max=str(4 * GIB))
+    root = cgroup("0::/pod/engine", "pod", memory__max=str(3 * GIB), memory__current=str(GIB))
+    assert machine.engine_memory_bytes(root, meminfo) == 3 * GIB
 
 
 def test_without_a_limit_the_host_decides(cgroup, meminfo):
-    root = cgroup("0::/pod", "pod", memory__max="max", memory__current=str(GIB))
-    assert machine.available_memory_bytes(root, meminfo) == 8 * GIB
-    huge = cgroup("0::/pod", "pod", memory__max=str(2**62), memory__current=str(GIB))
-    assert machine.available_memory_bytes(huge, meminfo) == 8 * GIB
+    root = cgroup("0::/pod", "pod", memory__max="max")
+    assert machine.engine_memory_bytes(root, meminfo) == 8 * GIB
+    huge = cgroup("0::/pod", "pod", memory__max=str(2**62))
+    assert machine.engine_memory_bytes(huge, meminfo) == 8 * GIB
 
 
 def test_this_machine_gives_something():
     assert 1 <= machine.num_cpus() <= (os.cpu_count() or 1)
-    assert machine.available_memory_bytes() > 1 << 20
+    assert machine.engine_memory_bytes() > 1 << 20
+
+
+def test_a_driver_is_looked_for_without_torch(tmp_path):
+    assert not machine.has_gpu(tmp_path / "nvidiactl")
+    (tmp_path / "nvidiactl").touch()
+    assert machine.has_gpu(tmp_path / "nvidiactl")
 
 
 def test_a_process_is_as_old_as_its_start():

@@ -1,34 +1,20 @@
-"""What a model needs of memory, from headers alone."""
+"""What a model needs of memory, and what would fit where it does not."""
 
-import json
 import math
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire_cluster.hub import Faults, running_mirror
-from quire_cluster.tiny_models import TinyModel, write_tiny_model
-from quire_engine.config import EngineConfig, token_budget
-from quire_engine.errors import ModelCorrupt, ModelMissing
-from quire_engine.fetch import PlanOptions, SourceOptions, run_plan
-from quire_engine.fetch.headers import read_local
-from quire_engine.fetch.plan_command import limits_of, read_facts
-from quire_engine.memory_plan import (
-    PlanLimits,
-    TensorFacts,
-    WeightFacts,
-    activation_bytes,
-    kv_bytes_per_token,
-    make_plan,
-    num_blocks,
-    parse_bytes,
-    refusal,
-)
+from quire_engine import memory_plan
+from quire_engine.activations import activation_bytes
+from quire_engine.config import EngineConfig
+from quire_engine.errors import ConfigError
+from quire_engine.memory_plan import CPU_RUNTIME_BYTES, MAX_CPU_KV_BYTES, MemoryPlan, parse_bytes
 from quire_engine.models.config import from_hugging_face
+from quire_engine.models.shapes import expected_shapes
+from quire_engine.weight_facts import DeviceKind, TensorFacts, WeightFacts
 
 GIB = 1024**3
 LLAMA_8B = from_hugging_face(
@@ -43,168 +29,163 @@ LLAMA_8B = from_hugging_face(
         "max_position_embeddings": 131072,
     }
 )
-LLAMA_8B_WEIGHTS = WeightFacts(8_030_261_248, 16_060_522_496, "bfloat16")
+LLAMA_8B_WEIGHTS = WeightFacts(
+    tuple(
+        TensorFacts(name, "BF16", math.prod(shape), 2 * math.prod(shape))
+        for name, shape in expected_shapes(LLAMA_8B).items()
+    )
+)
+
+
+def make_plan(memory: int | None = None, device: DeviceKind = "cuda", **flags: Any) -> MemoryPlan:
+    engine = EngineConfig(model="m", gpu_memory_utilization=1.0, **flags)
+    return memory_plan.make_plan(LLAMA_8B, LLAMA_8B_WEIGHTS, engine, device, memory)
 
 
 def test_llama_3_1_8b_keeps_128_kib_a_token() -> None:
     """32 layers · 8 heads · 128 · K and V · 2 bytes, as its model card's arithmetic has it."""
-    assert kv_bytes_per_token(LLAMA_8B, "bfloat16") == 131_072
-    assert kv_bytes_per_token(LLAMA_8B, "float32") == 262_144
+    assert make_plan().kv_bytes_per_token == 131_072
+    assert make_plan(device="cpu").kv_bytes_per_token == 262_144
+    assert make_plan(tensor_parallel_size=2).kv_bytes_per_token == 65_536
+    assert make_plan(tensor_parallel_size=16).kv_bytes_per_token == 131_072 // 8
 
 
 def test_a_fit_says_how_much_fits() -> None:
-    plan = make_plan(LLAMA_8B, LLAMA_8B_WEIGHTS, PlanLimits(memory_bytes=72 * GIB))
+    plan = make_plan(72 * GIB)
     assert plan.fits is True
-    assert refusal(plan) is None
-    assert plan.num_blocks is not None
-    left = 72 * GIB - plan.weight_bytes - plan.activation_bytes
+    assert plan.refusal is None
+    left = 72 * GIB - plan.weight_bytes - plan.activation_bytes - plan.table_bytes
     assert plan.num_blocks == left // (16 * 131_072)
     assert plan.max_concurrency == pytest.approx(plan.num_blocks / 8192, abs=0.01)
 
 
+def test_only_a_share_of_the_memory_is_used() -> None:
+    engine = EngineConfig(model="m", gpu_memory_utilization=0.5)
+    half = memory_plan.make_plan(LLAMA_8B, LLAMA_8B_WEIGHTS, engine, "cuda", 80 * GIB)
+    assert half.num_blocks == make_plan(40 * GIB).num_blocks
+
+
+def test_without_a_context_asked_for_it_is_what_fits() -> None:
+    plan = make_plan(24 * GIB)
+    assert plan.fits is True
+    assert plan.num_blocks is not None
+    assert plan.max_model_len == plan.num_blocks * 16 < LLAMA_8B.max_model_len
+
+
 def test_a_refusal_names_the_largest_context_that_fits() -> None:
-    limits = PlanLimits(memory_bytes=20 * GIB)
-    plan = make_plan(LLAMA_8B, LLAMA_8B_WEIGHTS, limits)
+    plan = make_plan(24 * GIB, max_model_len=100_000)
     assert plan.fits is False
+    assert plan.refusal is not None
+    assert "a GPU has 24.0 GiB" in plan.refusal
+    assert f"the largest context that fits is {plan.largest_model_len:,}" in plan.refusal
+    assert make_plan(24 * GIB, max_model_len=plan.largest_model_len).fits is True
     assert plan.largest_model_len is not None
-    reason = refusal(plan)
-    assert reason is not None
-    assert "20.0 GiB" in reason
-    assert f"{plan.largest_model_len:,}" in reason
-    smaller = PlanLimits(memory_bytes=20 * GIB, max_model_len=plan.largest_model_len)
-    assert make_plan(LLAMA_8B, LLAMA_8B_WEIGHTS, smaller).fits is True
-    larger = PlanLimits(memory_bytes=20 * GIB, max_model_len=plan.largest_model_len + 1)
-    assert make_plan(LLAMA_8B, LLAMA_8B_WEIGHTS, larger).fits is False
+    assert make_plan(24 * GIB, max_model_len=plan.largest_model_len + 1).fits is False
 
 
-def test_weights_alone_too_large() -> None:
-    plan = make_plan(LLAMA_8B, LLAMA_8B_WEIGHTS, PlanLimits(memory_bytes=8 * GIB))
-    assert plan.largest_model_len == 0
-    assert "larger device" in (refusal(plan) or "")
+def test_a_context_that_serves_nobody_does_not_fit() -> None:
+    least = make_plan(max_model_len=1024).required_bytes
+    assert make_plan(least).max_model_len == 1024
+    assert make_plan(least - 1).fits is False
+    small = make_plan(max_model_len=16).required_bytes
+    assert make_plan(small, max_model_len=16).fits is True, "who asks for it gets it"
+
+
+def test_else_a_smaller_step_is_named() -> None:
+    memory = make_plan(max_num_seqs=32, max_num_batched_tokens=2048).required_bytes
+    memory -= (LLAMA_8B.max_model_len - 2048) * 131_072
+    refusal = make_plan(memory).refusal
+    assert refusal is not None
+    assert "with --max-num-seqs 32 --max-num-batched-tokens 2048 a context of" in refusal
+    assert make_plan(memory, max_num_seqs=32, max_num_batched_tokens=2048).fits is True
+    assert make_plan(memory, max_num_seqs=64, max_num_batched_tokens=4096).fits is False
+
+
+def test_else_the_fewest_gpus_that_share_it() -> None:
+    refusal = make_plan(8 * GIB).refusal
+    assert refusal is not None
+    assert "--tensor-parallel-size 4, which is not built yet" in refusal
+    assert make_plan(8 * GIB, tensor_parallel_size=2).fits is False
+    assert make_plan(8 * GIB, tensor_parallel_size=4).fits is True
+
+
+def test_else_more_memory() -> None:
+    on_gpu = make_plan(GIB // 2)
+    assert on_gpu.largest_model_len == 0
+    assert "take a GPU of" in (on_gpu.refusal or "")
+    on_cpu = make_plan(8 * GIB, "cpu")
+    assert "the memory limit is 8.0 GiB" in (on_cpu.refusal or "")
+    assert "give it a memory limit of" in (on_cpu.refusal or "")
+    assert make_plan(on_cpu.required_bytes, "cpu").fits is True
 
 
 def test_unknown_memory_refuses_nothing() -> None:
-    plan = make_plan(LLAMA_8B, LLAMA_8B_WEIGHTS, PlanLimits())
+    plan = make_plan()
     assert plan.fits is None
-    assert refusal(plan) is None
+    assert plan.refusal is None
+    assert plan.num_blocks is None
+
+
+def test_a_cpus_cache_is_bounded_unless_more_is_asked_for() -> None:
+    plan = make_plan(200 * GIB, "cpu")
+    assert plan.num_blocks == MAX_CPU_KV_BYTES // plan.block_bytes
+    assert plan.runtime_bytes == CPU_RUNTIME_BYTES
+    longer = make_plan(200 * GIB, "cpu", max_model_len=100_000)
+    assert longer.fits is True
+    assert longer.num_blocks == 100_000 // 16
+
+
+def test_a_cache_that_is_asked_for_is_planned() -> None:
+    by_blocks = make_plan(80 * GIB, num_gpu_blocks_override=100)
+    assert (by_blocks.num_blocks, by_blocks.max_model_len) == (100, 1600)
+    by_bytes = make_plan(80 * GIB, kv_cache_memory_bytes=100 * 16 * 131_072 + 1)
+    assert by_bytes.num_blocks == 100
+    assert by_bytes.required_bytes == by_blocks.required_bytes
+    too_large = make_plan(20 * GIB, num_gpu_blocks_override=100_000)
+    assert too_large.fits is False
+    assert "with the 100,000 blocks of KV cache that are asked for" in (too_large.refusal or "")
+    assert "the largest KV cache that fits has" in (too_large.refusal or "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        ({"max_model_len": 131_073}, r"must be <= 131072 \(the model's limit\), got 131073"),
+        ({"max_model_len": 100, "num_gpu_blocks_override": 4}, r"<= 64 tokens .* got 100"),
+        ({"kv_cache_memory_bytes": 9}, "at least one block of 2097152 bytes, got room for 9"),
+        ({"tensor_parallel_size": 3}, "must divide the model's 32 heads"),
+    ],
+)
+def test_what_no_memory_can_serve(flags: dict[str, int], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        make_plan(80 * GIB, **flags)
 
 
 @given(
     memory=st.integers(0, 100 * GIB),
     context=st.integers(1, 131072),
     block_size=st.sampled_from([8, 16, 32]),
+    device=st.sampled_from(["cpu", "cuda"]),
 )
-def test_what_fits_is_what_the_blocks_hold(memory: int, context: int, block_size: int) -> None:
-    limits = PlanLimits(memory_bytes=memory, max_model_len=context, block_size=block_size)
-    plan = make_plan(LLAMA_8B, LLAMA_8B_WEIGHTS, limits)
+def test_what_fits_is_what_the_blocks_hold(
+    memory: int, context: int, block_size: int, device: DeviceKind
+) -> None:
+    plan = make_plan(memory, device, max_model_len=context, block_size=block_size)
     assert plan.num_blocks is not None
     assert plan.fits == (plan.num_blocks * block_size >= context)
-    used = plan.num_blocks * block_size * plan.kv_bytes_per_token
-    fixed = plan.weight_bytes + plan.activation_bytes
-    assert plan.num_blocks == 0 or used + fixed <= memory
+    assert (plan.refusal is None) == plan.fits
+    assert plan.num_blocks == 0 or plan.fixed_bytes + plan.num_blocks * plan.block_bytes <= memory
 
 
-@given(st.integers(1, 8192), st.integers(1, 8192), st.integers(1, 256))
+@given(st.integers(256, 8192), st.integers(256, 8192), st.integers(1, 256))
 def test_activations_grow_with_the_budget(one: int, other: int, seqs: int) -> None:
     small, large = sorted((one, other))
-    assert activation_bytes(LLAMA_8B, "bfloat16", small, seqs) <= activation_bytes(
-        LLAMA_8B, "bfloat16", large, seqs
-    )
+    assert activations(small, seqs) <= activations(large, seqs)
 
 
-def test_no_memory_no_blocks() -> None:
-    assert num_blocks(-5, 100, 16) == 0
-
-
-def test_what_is_not_loaded_does_not_count() -> None:
-    config = from_hugging_face(TinyModel().config() | {"tie_word_embeddings": True})
-    tensors = [
-        TensorFacts("model.embed_tokens.weight", "BF16", 100, 200),
-        TensorFacts("lm_head.weight", "BF16", 100, 200),
-        TensorFacts("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", 4, 16),
-    ]
-    assert WeightFacts.of(tensors, config) == WeightFacts(100, 200, "bfloat16")
-
-
-def test_quantized_weights_are_unpacked() -> None:
-    tensors = [TensorFacts("blk.0.ffn_up.weight", "Q4_1", 320, 200)]
-    assert WeightFacts.of(tensors, LLAMA_8B) == WeightFacts(320, 640, "Q4_1")
-
-
-@pytest.mark.parametrize("num_shards", [1, 3])
-def test_a_folder_is_counted_to_the_byte(tmp_path: Path, num_shards: int) -> None:
-    facts = read_local(write_tiny_model(tmp_path, num_shards=num_shards))
-    expected = sum(math.prod(shape) for shape in TinyModel().shapes().values())
-    assert facts.weights == WeightFacts(expected, 2 * expected, "bfloat16")
-
-
-def test_headers_longer_than_the_first_read(tmp_path: Path) -> None:
-    model = TinyModel(num_layers=150, hidden_size=16, intermediate_size=16, vocab_size=16)
-    facts = read_local(write_tiny_model(tmp_path, model))
-    assert facts.weights.parameters == model.parameters
-
-
-def test_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelMissing):
-        read_local(tmp_path)
-
-
-def test_a_cut_header(tmp_path: Path) -> None:
-    write_tiny_model(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ModelCorrupt):
-        read_local(tmp_path)
-
-
-@pytest.mark.parametrize("num_shards", [1, 3])
-def test_a_remote_model_by_its_headers_alone(tmp_path: Path, num_shards: int) -> None:
-    folder = write_tiny_model(tmp_path / "org/tiny", num_shards=num_shards)
-    with running_mirror(tmp_path) as mirror:
-        mirror.faults(Faults(status=500, times=1))
-        source = SourceOptions(endpoint=mirror.url, backoff_seconds=0.001)
-        assert read_facts(PlanOptions("hf://org/tiny", source=source)) == read_local(folder)
-        weights = sum(entry.bytes for entry in mirror.downloads(".safetensors"))
-    assert weights <= num_shards * 64 * 1024
-
-
-@pytest.mark.parametrize("config", ["{", "[]", '{"architectures": ["LlamaForCausalLM"]}'])
-def test_a_config_without_the_shapes(tmp_path: Path, config: str) -> None:
-    folder = write_tiny_model(tmp_path / "org/tiny")
-    (folder / "config.json").write_text(config)
-    with running_mirror(tmp_path) as mirror:
-        source = SourceOptions(endpoint=mirror.url, backoff_seconds=0.001)
-        for model in (str(folder), "hf://org/tiny"):
-            with pytest.raises(ModelCorrupt, match=f"got that of {model}"):
-                read_facts(PlanOptions(model, source=source))
-
-
-def test_the_command_prints_and_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = str(write_tiny_model(tmp_path))
-    assert run_plan(PlanOptions(folder)) == 0
-    assert "weights" in capfd.readouterr().out
-    assert run_plan(PlanOptions(folder, gpu_memory_bytes=1000, as_json=True)) == 2
-    said = capfd.readouterr()
-    assert json.loads(said.out)["fits"] is False
-    assert said.err.startswith("quire-engine: ")
-    assert run_plan(PlanOptions(folder, dtype="int3")) == 2
-    assert run_plan(PlanOptions(str(tmp_path / "nowhere"))) == 66
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_plans_limits_are_the_engines_own(device: str) -> None:
-    given = EngineConfig(model="m")
-    budget = token_budget(device, given.max_num_batched_tokens, given.max_num_seqs)
-    options = PlanOptions("m", device=device, gpu_memory_bytes=GIB)  # type: ignore[arg-type]
-    assert limits_of(options) == PlanLimits(
-        dtype=given.dtype,
-        compute_dtype={"cpu": "float32", "cuda": "auto"}[device],
-        max_model_len=given.max_model_len,
-        max_num_batched_tokens=budget,
-        max_num_seqs=given.max_num_seqs,
-        block_size=given.block_size,
-        memory_bytes=int(GIB * given.gpu_memory_utilization),
-    )
+def activations(tokens: int, seqs: int) -> int:
+    engine = EngineConfig(model="m", max_num_seqs=seqs, max_num_batched_tokens=tokens)
+    return activation_bytes(LLAMA_8B, LLAMA_8B.vocab_size, engine, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -218,26 +199,8 @@ def test_quantities(text: str, num_bytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "lots", "24 apples", "-1Gi", "1e9", "Gi"])
 def test_bad_quantities(text: str) -> None:
-    with pytest.raises(ValueError, match="24GiB"):
+    with pytest.raises(ConfigError, match="24GiB"):
         parse_bytes(text)
-
-
-@pytest.mark.model
-def test_the_real_model_as_safetensors_and_as_gguf() -> None:
-    from quire_cluster.model import GGUF_NAME, NAME, ORGANIZATION, prepare_model
-
-    paths = prepare_model()
-    begin = time.monotonic()
-    local = read_local(paths.safetensors)
-    assert time.monotonic() - begin < 1
-    assert local.weights == WeightFacts(134_515_008, 269_030_016, "bfloat16")
-    gguf = read_local(paths.gguf)
-    assert gguf.weights.parameters == local.weights.parameters
-    with running_mirror(paths.hub) as mirror:
-        source = SourceOptions(endpoint=mirror.url)
-        uri = f"hf://{ORGANIZATION}/{NAME}-GGUF/{GGUF_NAME}"
-        assert read_facts(PlanOptions(uri, source=source)) == gguf
-        assert sum(entry.bytes for entry in mirror.downloads()) < 10_000_000
 
 
 def test_a_gpus_gated_activation_takes_what_is_planned() -> None:

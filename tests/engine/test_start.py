@@ -1,6 +1,7 @@
 import hashlib
 import shutil
 import threading
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -8,10 +9,14 @@ import torch
 
 from quire_engine import start
 from quire_engine.config import EngineConfig
-from quire_engine.errors import ConfigError, ModelCorrupt, NoDevice
+from quire_engine.errors import ConfigError, DoesNotFit, ModelCorrupt, NoDevice
+from quire_engine.fetch.headers import read_local
 from quire_engine.fetch.manifest import Manifest, ManifestFile
+from quire_engine.fetch.plan_command import plan_of
+from quire_engine.memory_plan import CPU_RUNTIME_BYTES
 from quire_engine.messages import AddRequest, RequestId, SamplingParams
 
+MIB = 1 << 20
 GIB = 1 << 30
 BYTES_PER_BLOCK = 3 * 2 * 2 * 16 * 4 * 16  # layers, keys and values, heads, head_dim, fp32, tokens
 
@@ -44,13 +49,31 @@ def test_an_engine_starts_and_answers(config):
     engine.idle_report()
 
 
-def test_the_cache_takes_its_share_of_what_is_left(config, monkeypatch):
-    monkeypatch.setattr(start, "available_memory_bytes", lambda: 10 * BYTES_PER_BLOCK)
-    _, ready = start.start_engine(config(kv_cache_memory_bytes=None))
-    assert ready.num_blocks == 4
-    monkeypatch.setattr(start, "available_memory_bytes", lambda: 100 * GIB)
-    _, ready = start.start_engine(config(kv_cache_memory_bytes=None))
-    assert ready.kv_cache_bytes <= 4 * GIB < ready.kv_cache_bytes + BYTES_PER_BLOCK
+def test_the_start_does_what_the_plan_says(config, monkeypatch, caplog):
+    """Blocks, context and bytes are those that `quire-engine plan` gives for the same memory."""
+    for memory in (CPU_RUNTIME_BYTES + 256 * MIB, 100 * GIB):
+        monkeypatch.setattr(start, "engine_memory_bytes", lambda memory=memory: memory)
+        engine = config(kv_cache_memory_bytes=None)
+        plan = plan_of(read_local(Path(engine.model)), engine, memory)
+        with caplog.at_level("INFO"):
+            _, ready = start.start_engine(engine)
+        assert (ready.num_blocks, ready.max_model_len) == (plan.num_blocks, plan.max_model_len)
+        assert ready.weight_bytes == plan.weight_bytes
+        assert ready.kv_cache_bytes == plan.num_blocks * BYTES_PER_BLOCK <= 4 * GIB
+        assert f"KV cache blocks {plan.num_blocks:,} of 16 tokens" in caplog.text
+
+
+def test_what_does_not_fit_is_refused_before_it_is_loaded(config, monkeypatch):
+    monkeypatch.setattr(start, "engine_memory_bytes", lambda: 100 * MIB)
+    monkeypatch.setattr(start, "load_model", None)
+    with pytest.raises(DoesNotFit, match=r"the memory limit is 100\.0 MiB") as refused:
+        start.start_engine(config(kv_cache_memory_bytes=None))
+    assert (refused.value.exit_code, refused.value.reason) == (2, "DoesNotFit")
+
+
+def test_more_gpus_than_are_built_are_refused(config):
+    with pytest.raises(ConfigError, match="tensor_parallel_size must be 1"):
+        start.start_engine(config(tensor_parallel_size=2))
 
 
 def test_a_small_cache_bounds_the_context_unless_one_is_asked_for(config):
@@ -80,11 +103,12 @@ def test_a_gpu_that_is_not_there_is_said(config, monkeypatch):
 
 
 def test_the_budget_has_a_token_for_each_sequence(config):
-    assert start.choose_token_budget(config(), torch.device("cpu")) == 512
-    many = config(max_num_seqs=600)
-    assert start.choose_token_budget(many, torch.device("cpu")) == 600
-    asked = config(max_num_seqs=4, max_num_batched_tokens=32)
-    assert start.choose_token_budget(asked, torch.device("cpu")) == 32
+    def budget(**fields):
+        return start.start_engine(config(**fields))[1].max_num_batched_tokens
+
+    assert budget() == 512
+    assert budget(max_num_seqs=600) == 600
+    assert budget(max_num_seqs=4, max_num_batched_tokens=32) == 32
 
 
 @pytest.fixture

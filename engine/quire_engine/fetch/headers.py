@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quire_engine.errors import ModelCorrupt
-from quire_engine.memory_plan import TensorFacts, WeightFacts
+from quire_engine.gguf_names import hugging_face_name
 from quire_engine.models.config import ModelConfig, from_gguf, read_config
+from quire_engine.models.shapes import expected_shapes
 from quire_engine.safetensors_header import ReadRange, TensorEntry, whole_file_header
 from quire_engine.shards import Shards, shards_of, tensors_in
+from quire_engine.weight_facts import TensorFacts, WeightFacts
 
 if TYPE_CHECKING:
     from quire_engine.gguf import GgufFile
@@ -38,6 +40,14 @@ def read_local(model: Path) -> ModelFacts:
     config = read_config(model)
     tensors = read_tensors(shards_of(model), lambda file: whole_file_header(model / file).tensors)
     return ModelFacts(config, WeightFacts.of(tensors, config))
+
+
+def read_dummy(model: Path) -> ModelFacts:
+    """The facts of a folder's config.json with random bfloat16 weights (--load-format dummy)."""
+    config = read_config(model)
+    sizes = {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
+    tensors = tuple(TensorFacts(name, "BF16", size, 2 * size) for name, size in sizes.items())
+    return ModelFacts(config, WeightFacts(tensors))
 
 
 def read_tensors(
@@ -101,7 +111,12 @@ def _facts(name: str, tensor: TensorEntry) -> TensorFacts:
 def _gguf_facts(file: "GgufFile") -> ModelFacts:
     config = from_gguf(file.metadata, frozenset(file.tensors))
     tensors = [
-        TensorFacts(tensor.name, tensor.type_name, math.prod(tensor.shape), tensor.num_bytes)
+        TensorFacts(
+            hugging_face_name(tensor.name),
+            tensor.type_name,
+            math.prod(tensor.shape),
+            tensor.num_bytes,
+        )
         for tensor in file.tensors.values()
     ]
     return ModelFacts(config, WeightFacts.of(tensors, config))

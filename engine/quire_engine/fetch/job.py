@@ -368,11 +368,5 @@ def _explain(error: Exception, options: FetchOptions) -> EngineError:
 
 def _report_failure(error: Exception, options: FetchOptions) -> int:
     known = _explain(error, options)
-    report_fatal(known.reason, _without_secret(str(known), options))
+    report_fatal(known.reason, options.source.without_secrets(str(known)))
     return ExitCode.USAGE if isinstance(known, ConfigError) else ExitCode.FETCH_FAILED
-
-
-def _without_secret(text: str, options: FetchOptions) -> str:
-    for secret in options.source.secrets:
-        text = text.replace(secret, "***")
-    return text

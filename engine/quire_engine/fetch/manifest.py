@@ -27,12 +27,16 @@ class ManifestFile(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = ""  # which of the source's it was, where the source tells no digest
 
 
-class PlanSummary(msgspec.Struct, frozen=True, rename="camel"):
-    """The part of the memory plan that travels in messages. None where it is not known."""
+class PlanSummary(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The part of the memory plan that travels in messages, for one GPU or the CPU. A fetch knows
+    no device: it leaves out what depends on one."""
 
     weight_bytes: int
     kv_bytes_per_token: int
     max_model_len: int
+    required_bytes: int | None = None
+    kv_blocks: int | None = None
+    max_concurrency: float | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

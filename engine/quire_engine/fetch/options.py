@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
-from quire_engine.memory_plan import PlanLimits
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _SECRET_VARIABLES = (
@@ -100,6 +99,12 @@ class SourceOptions:
         password = self.http_login[1] if self.http_login else None
         return tuple(text for text in (self.token, self.http_token, password, *keys) if text)
 
+    def without_secrets(self, text: str) -> str:
+        """`text` as it may be written and logged."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        return text
+
     def __post_init__(self) -> None:
         if not self.endpoint.startswith(("http://", "https://")):
             raise ConfigError(
@@ -141,34 +146,17 @@ class PlanOptions:
     """One run of `quire-engine plan`."""
 
     model: str
-    """Folder, .gguf file or hf:// URI."""
+    """Folder, .gguf file or URI of a source."""
+
+    engine: EngineConfig
+    """What `serve` would be told, by the flags after `--`."""
 
     revision: str | None = None
-    """As for a fetch; only with hf://."""
+    """As for a fetch; only with URIs that have revisions."""
 
-    gpu_memory_bytes: int | None = None
-    """Memory of the device. None: the plan says what is needed and refuses nothing."""
-
-    gpu_memory_utilization: float = 0.9
-    """Share of it that the engine may hold, as the engine's flag."""
-
-    dtype: str = "auto"
-    """Number format of the weights, as the engine's flag. auto: the checkpoint's own."""
-
-    device: Literal["cpu", "cuda"] = "cuda"
-    """cuda, or cpu, where activations and cache are float32."""
-
-    max_model_len: int | None = None
-    """Context to plan for. None: the model's own limit."""
-
-    max_num_batched_tokens: int | None = None
-    """Token budget of a step: bounds the activations. None: the engine's own on this device."""
-
-    max_num_seqs: int = PlanLimits.max_num_seqs
-    """Sequences in a step: bounds the logits."""
-
-    block_size: int = PlanLimits.block_size
-    """Tokens in a block of the KV cache."""
+    memory_bytes: int | None = None
+    """Memory of one GPU, or the container's limit on a CPU. None: the plan says what is needed and
+    refuses nothing."""
 
     as_json: bool = False
     """One JSON object instead of lines for people."""

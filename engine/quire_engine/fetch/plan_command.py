@@ -1,89 +1,116 @@
-"""`quire-engine plan MODEL`: what a model needs, from its headers alone, in under a second."""
+"""`quire-engine plan MODEL -- FLAGS`: what `serve MODEL FLAGS` needs, from a model's headers alone.
 
-import dataclasses
+Kilobytes are read, of a volume or of a source, in well under a second. As a Job's container it
+writes what it found where the operator reads it: PlanReport, or PlanRefused with exit code 2.
+"""
+
+import logging
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from quire_engine.config import token_budget
-from quire_engine.errors import ConfigError, EngineError, ExitCode
+from quire_engine.config import EngineConfig, require_built
+from quire_engine.errors import (
+    ConfigError,
+    DoesNotFit,
+    EngineError,
+    ExitCode,
+    ModelError,
+    ModelUnsupported,
+)
+from quire_engine.fetch.errors import FetchInternal, UnsupportedSource
 from quire_engine.fetch.headers import (
     ModelFacts,
     read_local,
     read_remote_gguf,
     read_tensors,
 )
-from quire_engine.fetch.manifest import PlanSummary
+from quire_engine.fetch.manifest import PlanSummary, find_manifest
 from quire_engine.fetch.options import PlanOptions
-from quire_engine.memory_plan import (
-    DTYPE_BYTES,
-    MemoryPlan,
-    PlanLimits,
-    WeightFacts,
-    gibibytes,
-    make_plan,
-    refusal,
-)
+from quire_engine.machine import has_gpu
+from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
 from quire_engine.models.config import parse_config
 from quire_engine.safetensors_header import ReadRange, read_header
 from quire_engine.shards import choose_shards
-from quire_engine.termination import report_fatal
+from quire_engine.termination import (
+    TerminationMessage,
+    report_failure,
+    report_fatal,
+    report_success,
+)
+from quire_engine.weight_facts import DeviceKind, WeightFacts
+
+logger = logging.getLogger(__name__)
+
+
+class PlanReport(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The termination message of a plan that was made and fits, or whose memory nobody knows."""
+
+    commit: str  # of the source; of the manifest for a path that was fetched; else empty
+    bytes_total: int  # that a fetch would download; 0 for a path
+    plan: PlanSummary
+
+
+class PlanRefused(TerminationMessage, frozen=True, kw_only=True):
+    """The same for a plan that was made and cannot be served; exit code 2."""
+
+    commit: str
+    bytes_total: int
+    plan: PlanSummary
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model at its source."""
+
+    facts: ModelFacts
+    commit: str
+    bytes_total: int
 
 
 def run(options: PlanOptions) -> int:
-    """Print the plan. Exit code 2 for a model that does not fit or cannot be planned."""
+    """Print the plan and return the exit code: 0, 2 for settings or memory that cannot do, else
+    the source's or the model's own."""
     try:
-        facts = read_facts(options)
-        plan = make_plan(facts.config, facts.weights, limits_of(options))
-    except EngineError as error:
-        report_fatal(error.reason, str(error))
-        return error.exit_code
-    sys.stdout.write(_as_json(plan) if options.as_json else _as_text(plan, options.model))
-    reason = refusal(plan)
-    if reason is None:
-        return ExitCode.OK
-    report_fatal("DoesNotFit", reason)
-    return ExitCode.USAGE
+        found = find(options)
+        plan = plan_of(found.facts, options.engine, options.memory_bytes)
+    except Exception as error:
+        return _report_failure(error, options)
+    sys.stdout.write(_as_json(found, plan) if options.as_json else _as_text(plan, options.model))
+    sys.stdout.flush()
+    return _report(found, plan, options)
+
+
+def plan_of(facts: ModelFacts, engine: EngineConfig, memory_bytes: int | None) -> MemoryPlan:
+    """The plan for the device that `engine` names; auto is what `serve` would find here."""
+    device: DeviceKind = "cpu"
+    if engine.device == "cuda" or (engine.device == "auto" and has_gpu()):
+        device = "cuda"
+    return make_plan(facts.config, facts.weights, engine, device, memory_bytes)
 
 
 def summarize(model: Path) -> PlanSummary:
-    """The figures of a model on disk that do not depend on a device: weights as they are stored
-    (quantized ones unpacked to bfloat16), cache in the weights' own format."""
+    """The figures of a model on disk that do not depend on a device's memory, as a GPU has them
+    with default settings."""
     facts = read_local(model)
-    plan = make_plan(facts.config, facts.weights, PlanLimits())
+    plan = make_plan(facts.config, facts.weights, EngineConfig(model=str(model)), "cuda", None)
     return PlanSummary(plan.weight_bytes, plan.kv_bytes_per_token, plan.max_model_len)
 
 
-def read_facts(options: PlanOptions) -> ModelFacts:
-    """Config and tensor directory of the model that the options name."""
+def find(options: PlanOptions) -> FoundModel:
+    """Config and tensor directory of the model that the options name, and what a fetch of it is."""
     if "://" in options.model:
-        return _read_remote(options)
-    return read_local(Path(options.model))
+        return _find_remote(options)
+    path = Path(options.model)
+    found = find_manifest(path)
+    return FoundModel(read_local(path), found[1].commit if found else "", 0)
 
 
-def limits_of(options: PlanOptions) -> PlanLimits:
-    """The engine's settings; ConfigError for values that it has not."""
-    if options.dtype not in ("auto", *DTYPE_BYTES):
-        raise ConfigError(
-            f"dtype must be auto or one of {', '.join(DTYPE_BYTES)}, got {options.dtype!r}"
-        )
-    memory, max_num_seqs = options.gpu_memory_bytes, options.max_num_seqs
-    return PlanLimits(
-        dtype=options.dtype,
-        compute_dtype="float32" if options.device == "cpu" else "auto",
-        max_model_len=options.max_model_len,
-        max_num_batched_tokens=token_budget(
-            options.device, options.max_num_batched_tokens, max_num_seqs
-        ),
-        max_num_seqs=max_num_seqs,
-        block_size=options.block_size,
-        memory_bytes=None if memory is None else int(memory * options.gpu_memory_utilization),
-    )
-
-
-def _read_remote(options: PlanOptions) -> ModelFacts:
+def _find_remote(options: PlanOptions) -> FoundModel:
     # HTTP clients, half a second: only for models that are not here.
     from quire_engine.fetch.remote import RemoteReader
     from quire_engine.fetch.source import RemoteFile, index_of, select
@@ -100,39 +127,101 @@ def _read_remote(options: PlanOptions) -> ModelFacts:
         index = index_of(listing.files, uri)
         content = None if index is None else range_of(index)(0, index.size)
         files = {file.path: file for file in select(listing.files, uri, content)}
+        bytes_total = sum(file.size for file in files.values())
         if uri.file is not None:
-            return read_remote_gguf(range_of(files[uri.file]), uri.file, files[uri.file].size)
+            gguf = files[uri.file]
+            facts = read_remote_gguf(range_of(gguf), uri.file, gguf.size)
+            return FoundModel(facts, listing.commit, bytes_total)
         config_file = files["config.json"]
         config = parse_config(range_of(config_file)(0, config_file.size), options.model)
         shards = choose_shards(files, content, uri.name)
         tensors = read_tensors(
             shards, lambda path: read_header(range_of(files[path]), path).tensors
         )
-        return ModelFacts(config, WeightFacts.of(tensors, config))
+        facts = ModelFacts(config, WeightFacts.of(tensors, config))
+        return FoundModel(facts, listing.commit, bytes_total)
 
 
-def _as_json(plan: MemoryPlan) -> str:
-    fields = {**dataclasses.asdict(plan), "fits": plan.fits, "refusal": refusal(plan)}
+def _summary(plan: MemoryPlan) -> PlanSummary:
+    return PlanSummary(
+        weight_bytes=plan.weight_bytes,
+        kv_bytes_per_token=plan.kv_bytes_per_token,
+        max_model_len=plan.max_model_len,
+        required_bytes=plan.required_bytes,
+        kv_blocks=plan.num_blocks,
+        max_concurrency=plan.max_concurrency,
+    )
+
+
+def _report(found: FoundModel, plan: MemoryPlan, options: PlanOptions) -> int:
+    """Say whether it can be served, to the operator and on stderr."""
+    error = _objection(plan, options.engine)
+    if error is None:
+        report_success(
+            PlanReport(commit=found.commit, bytes_total=found.bytes_total, plan=_summary(plan))
+        )
+        return ExitCode.OK
+    report_failure(
+        PlanRefused(
+            reason=error.reason,
+            message=str(error),
+            commit=found.commit,
+            bytes_total=found.bytes_total,
+            plan=_summary(plan),
+        )
+    )
+    return error.exit_code
+
+
+def _objection(plan: MemoryPlan, engine: EngineConfig) -> ConfigError | None:
+    if plan.refusal is not None:
+        return DoesNotFit(plan.refusal)
+    try:
+        require_built(engine)
+    except ConfigError as error:
+        return error
+    return None
+
+
+def _report_failure(error: Exception, options: PlanOptions) -> int:
+    """As a fetch of the same URI would end; a model on a path as `serve` would."""
+    known = error
+    if "://" in options.model and isinstance(error, ModelUnsupported | ModelError):
+        known = UnsupportedSource(str(error))
+    elif not isinstance(error, EngineError):
+        logger.error("unexpected failure", exc_info=error)
+        known = FetchInternal(f"the plan broke: {type(error).__name__}: {error}")
+    assert isinstance(known, EngineError)
+    report_fatal(known.reason, options.source.without_secrets(str(known)))
+    return known.exit_code
+
+
+def _as_json(found: FoundModel, plan: MemoryPlan) -> str:
+    fields = {
+        "commit": found.commit,
+        "bytesTotal": found.bytes_total,
+        "plan": {
+            "device": plan.device,
+            "gpus": plan.num_gpus,
+            "parameters": plan.parameters,
+            "weightDtype": plan.weight_dtype,
+            **msgspec.to_builtins(_summary(plan)),
+            "activationBytes": plan.activation_bytes,
+            "tableBytes": plan.table_bytes,
+            "runtimeBytes": plan.runtime_bytes,
+            "blockSize": plan.block_size,
+            "maxNumSeqs": plan.max_num_seqs,
+            "maxNumBatchedTokens": plan.max_num_batched_tokens,
+            "memoryBytes": plan.memory_bytes,
+            "usableBytes": plan.usable_bytes,
+            "largestModelLen": plan.largest_model_len,
+            "fits": plan.fits,
+            "refusal": plan.refusal,
+        },
+    }
     return msgspec.json.format(msgspec.json.encode(fields)).decode() + "\n"
 
 
 def _as_text(plan: MemoryPlan, model: str) -> str:
-    rows = [
-        ("model", model),
-        ("parameters", f"{plan.parameters:,}"),
-        (
-            "weights",
-            f"{gibibytes(plan.weight_bytes)} ({plan.weight_bytes:,} B, {plan.weight_dtype})",
-        ),
-        ("KV cache per token", f"{plan.kv_bytes_per_token:,} B"),
-        ("activations, at most", gibibytes(plan.activation_bytes)),
-        ("context", f"{plan.max_model_len:,} tokens"),
-        ("needed for one sequence", gibibytes(plan.required_bytes)),
-    ]
-    if plan.memory_bytes is not None:
-        rows += [
-            ("memory to use", gibibytes(plan.memory_bytes)),
-            ("KV cache blocks", f"{plan.num_blocks:,} of {plan.block_size} tokens"),
-            ("full contexts at once", f"{plan.max_concurrency:,}"),
-        ]
+    rows: Iterable[tuple[str, str]] = (("model", model), *plan_rows(plan))
     return "".join(f"{name:<24}{value}\n" for name, value in rows)

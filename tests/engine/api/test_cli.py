@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from quire_cluster.tiny_models import write_tiny_model
 from quire_engine import cli, serve
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError, ModelMissing
@@ -93,20 +92,6 @@ def test_a_key_is_never_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("serve", "m", "--api-key", "geheim", "--foo") == 2
     assert run("serve", "m", "--api-key", "geheim", "--port", "x") == 2
     assert "geheim" not in capsys.readouterr().err
-
-
-def test_a_plan_counts_for_the_device_that_is_named(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    model = str(write_tiny_model(tmp_path))
-    plans = {}
-    for device in ("cpu", "cuda"):
-        assert run("plan", model, "--device", device, "--json") == 0
-        plans[device] = json.loads(capfd.readouterr().out)
-    assert plans["cpu"]["kv_bytes_per_token"] == 2 * plans["cuda"]["kv_bytes_per_token"]
-    assert plans["cpu"]["activation_bytes"] < plans["cuda"]["activation_bytes"]
-    assert run("plan", model, "--json") == 0
-    assert json.loads(capfd.readouterr().out) == plans["cuda"]
 
 
 def test_known_errors_end_with_their_own_code_and_message(

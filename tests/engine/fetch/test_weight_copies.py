@@ -10,9 +10,11 @@ import pytest
 
 from quire_cluster.hub import running_mirror
 from quire_cluster.tiny_models import TinyModel, write_safetensors, write_tiny_model
+from quire_engine.config import EngineConfig
 from quire_engine.fetch import PlanOptions, SourceOptions
 from quire_engine.fetch.headers import read_local
-from quire_engine.fetch.plan_command import read_facts
+from quire_engine.fetch.plan_command import find
+from quire_engine.memory_plan import make_plan
 from quire_engine.shards import INDEX
 from quire_engine.weight_files import SafetensorsSource
 
@@ -99,19 +101,23 @@ def test_fetched_is_planned_is_loaded(
     loads = set(TinyModel().shapes())
     with running_mirror(tmp_path / "hub") as mirror:
         source = SourceOptions(endpoint=mirror.url)
-        planned = read_facts(PlanOptions("hf://org/copies", source=source))
+        options = PlanOptions("hf://org/copies", EngineConfig(model="m"), source=source)
+        found = find(options)
+        planned = found.facts
         assert fetch("hf://org/copies", source={"endpoint": mirror.url}) == 0
     assert set(fetch.installed) == {"config.json", *weights}
     assert fetch.message["bytesFetched"] == sum(len(file) for file in fetch.installed.values())
 
     assert planned.weights.parameters == TinyModel().parameters
-    assert planned.weights.weight_bytes == fetch.message["plan"]["weightBytes"]
+    assert found.commit == fetch.message["commit"]
+    assert found.bytes_total == fetch.message["bytesTotal"]
     for folder in (repository, fetch.volume / "model"):  # in place (pvc://), and as fetched
         assert read_local(folder) == planned
         source_of_weights = SafetensorsSource(folder)
         assert source_of_weights.names == loads
         loaded_bytes = sum(source_of_weights.read(name).nbytes for name in loads)
-        assert loaded_bytes == planned.weights.weight_bytes
+        plan = make_plan(planned.config, planned.weights, options.engine, "cuda", None)
+        assert loaded_bytes == plan.weight_bytes == fetch.message["plan"]["weightBytes"]
 
 
 def test_shards_without_an_index_are_refused_before_any_byte(fetch, tmp_path: Path) -> None:

@@ -1,0 +1,189 @@
+"""A model's weights as its files list them, and the bytes that they take once loaded. Pure.
+
+The loader keeps one packed matrix for query, key and value, one for gate and up, and vectors in the
+activations' format; `weight_bytes` counts what it makes of the stored tensors, to the byte. Over
+several GPUs (`part_of`) a GPU holds
+
+- its share of the query heads and of the feed-forward's inner features: rows of QKV and gate-up,
+  columns of the output and down projections, their products summed over the GPUs;
+- its share of the key-value heads, at least one: with more GPUs than those heads, each is kept by
+  several GPUs, weights and cache;
+- its share of the vocabulary, rounded up, of embedding and head;
+- norms whole.
+
+This is Megatron's split (arXiv 1909.08053), which vLLM has too.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from quire_engine.config import EngineConfig
+from quire_engine.errors import ConfigError, ModelUnsupported
+from quire_engine.models.config import ModelConfig
+from quire_engine.models.shapes import check_names, expected_shapes
+
+DeviceKind: TypeAlias = Literal["cpu", "cuda"]
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FLOAT_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' and GGUF's
+PANEL_ROWS = 16  # the CPU kernels' panels: the last one is filled up with zeros
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """One stored tensor: Hugging Face name, format as the file calls it, values, bytes."""
+
+    name: str
+    dtype: str
+    num_values: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class WeightFacts:
+    """All tensors that loading reads."""
+
+    tensors: tuple[TensorFacts, ...]
+
+    @staticmethod
+    def of(tensors: Iterable[TensorFacts], model: ModelConfig) -> "WeightFacts":
+        """What loading takes of the stored tensors. ModelUnsupported where they are not those that
+        the config asks for."""
+        by_name = {tensor.name: tensor for tensor in tensors}
+        check_names(model, by_name.keys())
+        shapes = expected_shapes(model)
+        for name, shape in shapes.items():
+            _check_size(by_name[name], shape)
+        return WeightFacts(tuple(by_name[name] for name in shapes))
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.num_values for tensor in self.tensors)
+
+    @property
+    def dtype(self) -> str:
+        """The format that most stored bytes are in, e.g. bfloat16 or Q4_1."""
+        by_dtype: dict[str, int] = {}
+        for tensor in self.tensors:
+            by_dtype[tensor.dtype] = by_dtype.get(tensor.dtype, 0) + tensor.num_bytes
+        largest = max(by_dtype, key=lambda dtype: by_dtype[dtype], default="F32")
+        return FLOAT_NAMES.get(largest, largest)
+
+    @property
+    def stored(self) -> dict[str, str]:
+        """Each tensor's format."""
+        return {tensor.name: tensor.dtype for tensor in self.tensors}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A packed matrix, made of these tensors, one under the other."""
+
+    names: tuple[str, ...]
+    rows: int
+    columns: int
+
+
+def part_of(model: ModelConfig, num_gpus: int) -> ModelConfig:
+    """What one of `num_gpus` GPUs has of the model. ConfigError where heads cannot be shared so."""
+    heads, kv_heads = model.num_heads, model.num_kv_heads
+    if heads % num_gpus or (kv_heads % num_gpus and num_gpus % kv_heads):
+        raise ConfigError(
+            f"tensor_parallel_size must divide the model's {heads} heads, and divide its "
+            f"{kv_heads} key-value heads or be a multiple of them, got {num_gpus}; change "
+            "--tensor-parallel-size"
+        )
+    return dataclasses.replace(
+        model,
+        num_heads=heads // num_gpus,
+        num_kv_heads=max(1, kv_heads // num_gpus),
+        intermediate_size=-(-model.intermediate_size // num_gpus),
+        vocab_size=-(-model.vocab_size // num_gpus),
+    )
+
+
+def matrices(model: ModelConfig) -> Iterator[Matrix]:
+    """The matrices that the loader packs."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    head_values = model.num_heads * model.head_dim
+    qkv_rows = head_values + 2 * model.num_kv_heads * model.head_dim
+    yield Matrix(("model.embed_tokens.weight",), model.vocab_size, hidden)
+    if not model.tie_word_embeddings:
+        yield Matrix(("lm_head.weight",), model.vocab_size, hidden)
+    for number in range(model.num_layers):
+        attention, mlp = f"model.layers.{number}.self_attn.", f"model.layers.{number}.mlp."
+        qkv = tuple(f"{attention}{part}_proj.weight" for part in "qkv")
+        yield Matrix(qkv, qkv_rows, hidden)
+        yield Matrix((f"{attention}o_proj.weight",), hidden, head_values)
+        yield Matrix((f"{mlp}gate_proj.weight", f"{mlp}up_proj.weight"), 2 * inner, hidden)
+        yield Matrix((f"{mlp}down_proj.weight",), hidden, inner)
+
+
+def weight_bytes(
+    model: ModelConfig, weights: WeightFacts, engine: EngineConfig, device: DeviceKind
+) -> int:
+    """Bytes of all packed matrices and of the vectors. `model` is one GPU's part of it.
+
+    float32 on a CPU is an upper bound: matrices whose values are all exact in bfloat16 (a
+    checkpoint that was upcast) are kept so, which the headers do not tell.
+    """
+    stored = weights.stored
+    packed = sum(
+        matrix_bytes(matrix, [stored[name] for name in matrix.names], engine, device)
+        for matrix in matrices(model)
+    )
+    return packed + vector_values(model) * DTYPE_BYTES[compute_dtype(engine, device)]
+
+
+def matrix_bytes(
+    matrix: Matrix, stored: Iterable[str], engine: EngineConfig, device: DeviceKind
+) -> int:
+    """One packed matrix of tensors stored in these formats. Quantization at load belongs here."""
+    rows = -(-matrix.rows // PANEL_ROWS) * PANEL_ROWS if device == "cpu" else matrix.rows
+    value_bytes = max(_loaded_bytes(dtype, engine, device) for dtype in stored)
+    return rows * matrix.columns * value_bytes
+
+
+def vector_values(model: ModelConfig) -> int:
+    """Values of all norms and biases."""
+    vectors = (shape[0] for shape in expected_shapes(model).values() if len(shape) == 1)
+    return sum(vectors)
+
+
+def compute_dtype(engine: EngineConfig, device: DeviceKind) -> str:
+    """The format of activations, vectors and KV cache."""
+    if device == "cpu":
+        return "float32"
+    return "bfloat16" if engine.dtype == "auto" else engine.dtype
+
+
+def weight_dtype(weights: WeightFacts, engine: EngineConfig, device: DeviceKind) -> str:
+    """What most of the matrices are kept as."""
+    if engine.dtype != "auto" and not (device == "cpu" and engine.dtype == "float32"):
+        return engine.dtype
+    if device == "cuda" or weights.dtype not in DTYPE_BYTES:
+        return "bfloat16"
+    return weights.dtype
+
+
+def _loaded_bytes(stored: str, engine: EngineConfig, device: DeviceKind) -> int:
+    """Bytes of a value once loaded. On a CPU narrow values are widened in registers, so that
+    neither auto nor float32 makes them larger; quantized GGUF becomes bfloat16."""
+    if engine.dtype != "auto" and not (device == "cpu" and engine.dtype == "float32"):
+        return DTYPE_BYTES[engine.dtype]
+    if device == "cuda":
+        return DTYPE_BYTES["bfloat16"]
+    return DTYPE_BYTES[FLOAT_NAMES.get(stored, "bfloat16")]
+
+
+def _check_size(tensor: TensorFacts, shape: tuple[int, ...]) -> None:
+    num_values = 1
+    for size in shape:
+        num_values *= size
+    if tensor.num_values != num_values:
+        raise ModelUnsupported(
+            f"{tensor.name} must have the shape {shape} that the config says, got "
+            f"{tensor.num_values:,} values; config and weights must come from one model"
+        )
