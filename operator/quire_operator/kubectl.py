@@ -6,7 +6,6 @@ need not wait for what a command imports.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Coroutine
@@ -85,6 +84,8 @@ def top(
 
 def _run(command: Coroutine[Any, Any, None]) -> None:
     """To its end, to Ctrl-C, or to that of whoever reads the pipe: these two are no errors."""
+    import asyncio
+
     try:
         asyncio.run(command)
         sys.stdout.flush()

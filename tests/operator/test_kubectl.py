@@ -271,7 +271,7 @@ def test_help_does_not_wait_for_what_commands_import() -> None:
     """Cheap to break by one import at the top; kubectl asks plugins for nothing but this."""
     code = (
         "import sys, quire_operator.kubectl; "
-        "print([m for m in ('aiohttp', 'kubernetes', 'kopf', 'msgspec', 'torch', 'yaml')"
+        "print([m for m in ('aiohttp', 'asyncio', 'kubernetes', 'kopf', 'msgspec', 'torch', 'yaml')"
         " if m in sys.modules])"
     )
     answer = subprocess.run(

@@ -16,7 +16,6 @@ from rich.live import Live
 from quire_operator.console import complaints, words
 from quire_operator.console.cluster import Options, connected
 from quire_operator.console.document import Document
-from quire_operator.console.keys import quit_key
 from quire_operator.console.reading import read
 from quire_operator.console.rounds import Round, Sampler
 from quire_operator.console.screen import screen
@@ -119,6 +118,9 @@ class _Top:
 
     async def live(self) -> None:
         """On the terminal's other screen; the last table stays when it is left."""
+        # Here, as Windows has no such terminals; all else works there.
+        from quire_operator.console.keys import quit_key
+
         await self._round()
         with (
             quit_key() as asked,

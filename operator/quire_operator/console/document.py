@@ -72,7 +72,12 @@ class Plan(_Part, frozen=True):
     kv_blocks: int | None
     max_model_len: int | None
     max_concurrency: float | None
-    required_bytes: int | None
+    required_bytes: Annotated[
+        int | None, Meta(description="What one longest sequence needs in all.")
+    ]
+    memory_bytes: Annotated[
+        int | None, Meta(description="Of a GPU, or the container's limit, that it was made for.")
+    ]
     refusal: Annotated[str | None, Meta(description="Why it does not fit; null: nothing says so.")]
 
 

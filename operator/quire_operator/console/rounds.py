@@ -58,14 +58,10 @@ class Sampler:
         """Raises ConsoleError when the services cannot be listed."""
         unseen: list[str] = []
         services, pods = await asyncio.gather(self._services(), self._pods(unseen))
-        asked = [pod for pod in pods if pod.ready and not pod.meta.deleting]
-        answers = await self._answers(asked)
+        ready = None if pods is None else _ready(pods)
+        answers = await self._answers([pod for of in (ready or {}).values() for pod in of])
         unseen += _refusal(answers)
         self._meter.hear(now, answers)
-        ready: dict[Key, list[Key]] = {}
-        for pod in asked:
-            of = Key(pod.meta.namespace, pod.meta.service or "")
-            ready.setdefault(of, []).append(Key(pod.meta.namespace, pod.meta.name))
         lines = [self._line(service, ready, answers) for service in services]
         return Round(lines=tuple(lines), unseen=tuple(unseen))
 
@@ -77,22 +73,22 @@ class Sampler:
         found = [project(SERVICE_KIND, body) for body in bodies]
         return [view for view in found if isinstance(view, ServiceView)]
 
-    async def _pods(self, unseen: list[str]) -> list[PodView]:
+    async def _pods(self, unseen: list[str]) -> list[PodView] | None:
+        """None where they cannot be listed."""
         try:
             bodies = await self._reader.list_objects(POD, self._namespace, labels=SELECTOR)
         except Denied as error:
             unseen.append(f"pods, and so no load: forbidden: {error.message}")
-            return []
+            return None
         except ApiError as error:
             unseen.append(f"pods, and so no load: {error}")
-            return []
+            return None
         found = [project(POD, body) for body in bodies]
         return [view for view in found if isinstance(view, PodView) and view.job is None]
 
-    async def _answers(self, pods: list[PodView]) -> Answers:
-        keys = [Key(pod.meta.namespace, pod.meta.name) for pod in pods]
-        found = await asyncio.gather(*(self._page(key) for key in keys))
-        return dict(zip(keys, found, strict=True))
+    async def _answers(self, pods: list[Key]) -> Answers:
+        found = await asyncio.gather(*(self._page(pod) for pod in pods))
+        return dict(zip(pods, found, strict=True))
 
     async def _page(self, pod: Key) -> Page | Missing:
         async with self._slots:
@@ -102,19 +98,32 @@ class Sampler:
         metrics = parse(page)
         return metrics if isinstance(metrics, Missing) else Page(metrics, total(page, GENERATED))
 
-    def _line(self, service: ServiceView, ready: dict[Key, list[Key]], answers: Answers) -> Line:
+    def _line(self, service: ServiceView, ready: _ByService | None, answers: Answers) -> Line:
         key = Key(service.meta.namespace, service.meta.name)
-        mine, status = ready.get(key, []), service.status
+        mine, status = (ready or {}).get(key, []), service.status
         said = next((c for c in status.conditions if c.type == READY), None)
         return Line(
             key=key,
             status=said.status if said else "Unknown",
             reason=said.reason if said else "NoStatus",
             # Who may not list pods has the operator's count.
-            ready=len(mine) if ready else status.ready_replicas or 0,
+            ready=status.ready_replicas or 0 if ready is None else len(mine),
             wanted=service.spec.replicas if service.spec else None,
             figures=self._meter.figures(answers, mine),
         )
+
+
+_ByService = dict[Key, list[Key]]
+
+
+def _ready(pods: list[PodView]) -> _ByService:
+    """The ready pods of each service."""
+    found: _ByService = {}
+    for pod in pods:
+        if pod.ready and not pod.meta.deleting:
+            service = Key(pod.meta.namespace, pod.meta.service or "")
+            found.setdefault(service, []).append(Key(pod.meta.namespace, pod.meta.name))
+    return found
 
 
 def _refusal(answers: Answers) -> list[str]:

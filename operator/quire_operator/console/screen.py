@@ -170,6 +170,7 @@ def _plan(plan: doc.Plan) -> str:
         ("longest sequence {}", plan.max_model_len, words.count),
         ("{} of them at once", plan.max_concurrency, "{:.1f}".format),
         ("needs {}", plan.required_bytes, words.size),
+        ("made for {}", plan.memory_bytes, words.size),
     ]
     said = [form.format(write(value)) for form, value, write in parts if value is not None]
     return ", ".join(said) + (f"; does not fit: {plan.refusal}" if plan.refusal else "")

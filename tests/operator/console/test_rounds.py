@@ -11,7 +11,7 @@ from quire_operator.console.meter import Figures
 from quire_operator.console.rounds import Line, Round, Sampler
 from quire_operator.console.table import Order, table
 from quire_operator.errors import ConsoleError
-from quire_operator.kinds import SERVICE_KIND
+from quire_operator.kinds import POD, SERVICE_KIND
 from quire_operator.names import Key
 from quire_operator.testing import Rig, service_manifest
 from quire_operator.testing_console import ConsoleCluster
@@ -63,6 +63,14 @@ async def test_rights_that_are_missing_are_said_once(ready: ConsoleCluster) -> N
     found = await sampler(ready).round(0.0)
     assert found.unseen[0].startswith("pods, and so no load: forbidden")
     assert found.lines[0].ready == 1, "the operator's own count"
+
+
+async def test_pods_that_are_gone_are_not_counted(ready: ConsoleCluster) -> None:
+    """Though the operator has not said so yet."""
+    for name in ready.engine_pods():
+        ready.remove(POD, Key("default", name))
+    [line] = (await sampler(ready).round(0.0)).lines
+    assert (line.ready, line.wanted) == (0, 1)
 
 
 async def test_services_that_cannot_be_listed(ready: ConsoleCluster) -> None:
