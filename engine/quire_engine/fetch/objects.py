@@ -159,7 +159,12 @@ class ObjectSource:
                 client_options=self._client_options(),
                 retry_config={"max_retries": 0},
             )
-        except (BaseError, ValueError, OSError):
+        except (BaseError, ValueError, OSError) as error:
+            if "No CA certificates" in str(error):
+                raise ConfigError(
+                    "object stores need CA certificates, got none on this machine; install "
+                    "ca-certificates, or name a bundle in SSL_CERT_FILE"
+                ) from None
             raise ConfigError(
                 f"the settings of {scheme}:// must be as {KEYS[scheme]} and {_ENDPOINTS[scheme]} "
                 "are for the provider's own tools, got some that cannot be read; correct the "
@@ -205,8 +210,9 @@ class ObjectSource:
             return TryAgain(interrupted(what, "a cut connection"))
         return TryAgain(
             SourceUnreachable(
-                f"{where} must answer, got no connection; check {_ENDPOINTS[self._uri.scheme]}, "
-                "the proxy variables, the CA bundle and the network policy"
+                f"{where} must answer, got {text.splitlines()[0][:200]!r}; check "
+                f"{_ENDPOINTS[self._uri.scheme]}, the proxy variables, the CA bundle and the "
+                "network policy"
             )
         )
 

@@ -8,7 +8,8 @@ It answers the routes that huggingface_hub uses, headers and error codes include
     GET       /api/models/ORG/NAME/tree/REV
     GET HEAD  /ORG/NAME/resolve/REV/PATH          with Range
 
-and, for tests, PUT /_control/faults (a `Faults` as JSON; it replaces the one before), GET and
+the same files as object stores and a web server (hub_objects.py), and, for tests,
+PUT /_control/faults (a `Faults` as JSON; it replaces the one before), GET and
 DELETE /_control/log (one entry a request, the control routes left out).
 """
 
@@ -25,6 +26,7 @@ from typing import TypeAlias
 import msgspec
 from aiohttp import web
 
+from quire_cluster.hub_objects import ObjectRoutes
 from quire_cluster.hub_repos import Commit, HubFile, Repositories
 
 _Body: TypeAlias = Callable[[web.Request, str, Commit], object]
@@ -48,6 +50,13 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the branch main of a repository has moved: org/name -> one of its other revisions."""
     extra_siblings: tuple[str, ...] = ()
     """Names added to every listing, as a hostile hub might."""
+    object_keys: dict[str, str] = {}
+    """Who may use the object stores, and their secrets: access keys (S3), accounts (Google; the
+    secret is not looked at), any name and its signature (Azure). Empty: everybody may."""
+    web_authorization: str = ""
+    """Authorization header that /web/ demands; empty: none."""
+    web_omits: tuple[str, ...] = ()
+    """Headers that /web/ leaves out of its answers."""
     redirect: bool = False
     """Answer a file of LFS with a redirect to a signed address, as the hub does."""
     redirect_to: str = ""
@@ -108,7 +117,7 @@ class Mirror:
     def __init__(self, root: Path) -> None:
         self.faults = Faults()
         self.log: list[LogEntry] = []
-        self._repositories = Repositories(root)
+        self.repositories = Repositories(root)
         self._struck = 0
         self._changed = asyncio.Event()
         self._sendable_at = 0.0
@@ -124,6 +133,7 @@ class Mirror:
         add("HEAD", "/{org}/{name}/resolve/{revision}/{path:.+}", self._resolve)
         add("GET", "/_signed/{org}/{name}/{revision}/{path:.+}", self._signed)
         add("HEAD", "/_signed/{org}/{name}/{revision}/{path:.+}", self._signed)
+        ObjectRoutes(self).add_to(application)
         add("PUT", "/_control/faults", self._put_faults)
         add("GET", "/_control/log", self._get_log)
         add("DELETE", "/_control/log", self._delete_log)
@@ -155,7 +165,7 @@ class Mirror:
         self.log.clear()
         return web.json_response({})
 
-    def _record(
+    def record(
         self, request: web.Request, status: int, size: int, span: range | None = None
     ) -> None:
         start, end = (span.start, span.stop - 1) if span is not None else (None, None)
@@ -180,19 +190,23 @@ class Mirror:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if demanded and given and given != demanded:
             raise HubError(401, "", INVALID_CREDENTIALS)
-        missing = repo in self.faults.hidden or not self._repositories.exists(repo)
+        missing = repo in self.faults.hidden or not self.repositories.exists(repo)
         if missing or (demanded and not given):
             # The hub tells a stranger nothing about what he may not see, not even that it is there.
             raise HubError(404 if given else 401, "RepoNotFound", "Repository not found")
         revision = request.match_info.get("revision", "main")
+        return repo, self.commit(repo, revision)
+
+    def commit(self, repo: str, revision: str = "main") -> Commit:
+        """What a revision of a repository that is there has now."""
         if revision == "main":
             revision = self.faults.main.get(repo, revision)
-        commit = self._repositories.resolve(repo, revision)
+        commit = self.repositories.resolve(repo, revision)
         if commit is None:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return repo, commit
+        return commit
 
-    def _strikes(self, path: str, *, listing: bool) -> bool:
+    def strikes(self, path: str, *, listing: bool) -> bool:
         faults = self.faults
         if listing != faults.listing or not path.endswith(faults.path):
             return False
@@ -201,7 +215,7 @@ class Mirror:
         self._struck += 1
         return True
 
-    def _status_fault(self) -> web.Response:
+    def status_fault(self) -> web.Response:
         faults = self.faults
         headers = {} if faults.retry_after is None else {"Retry-After": f"{faults.retry_after:g}"}
         return web.json_response({"error": "a fault"}, status=faults.status or 500, headers=headers)
@@ -220,15 +234,15 @@ class Mirror:
     async def _listing(self, request: web.Request, body: _Body) -> web.Response:
         try:
             repo, commit = self._open(request)
-            if self._strikes(repo, listing=True):
+            if self.strikes(repo, listing=True):
                 if self.faults.status is None:
                     await self._changed.wait()
-                response = self._status_fault()
+                response = self.status_fault()
             else:
                 response = web.json_response(body(request, repo, commit))
         except HubError as error:
             response = error.response()
-        self._record(request, response.status, len((response.text or "").encode()))
+        self.record(request, response.status, len((response.text or "").encode()))
         return response
 
     def _info_body(self, request: web.Request, repo: str, commit: Commit) -> dict[str, object]:
@@ -258,24 +272,25 @@ class Mirror:
                 raise HubError(403, "GatedRepo", f"Access to model {repo} is restricted")
             file = self._find(request, commit)
         except HubError as error:
-            self._record(request, error.status, 0)
+            self.record(request, error.status, 0)
             return error.response()
         if self.faults.redirect and file.is_lfs:
             signed = f"/_signed/{repo}/{commit.id}/{file.path}?signature=secret"
             headers = _file_headers(file, commit) | {"Location": self.faults.redirect_to + signed}
-            self._record(request, 302, 0)
+            self.record(request, 302, 0)
             return web.Response(status=302, headers=headers)
-        return await self._send(request, file, commit)
+        return await self.send(request, file, _file_headers(file, commit))
 
     async def _signed(self, request: web.Request) -> web.StreamResponse:
         try:
             repo = f"{request.match_info['org']}/{request.match_info['name']}"
-            commit = self._repositories.resolve(repo, request.match_info["revision"])
+            commit = self.repositories.resolve(repo, request.match_info["revision"])
             if commit is None:
                 raise HubError(404, "RevisionNotFound", "Invalid rev id")
-            return await self._send(request, self._find(request, commit), commit)
+            file = self._find(request, commit)
+            return await self.send(request, file, _file_headers(file, commit))
         except HubError as error:
-            self._record(request, error.status, 0)
+            self.record(request, error.status, 0)
             return error.response()
 
     @staticmethod
@@ -285,26 +300,28 @@ class Mirror:
             raise HubError(404, "EntryNotFound", "Entry not found")
         return file
 
-    async def _send(
-        self, request: web.Request, file: HubFile, commit: Commit
+    async def send(
+        self, request: web.Request, file: HubFile, headers: dict[str, str], *, store: bool = False
     ) -> web.StreamResponse:
-        faulty = request.method == "GET" and self._strikes(file.path, listing=False)
+        """The file, or the range of it that is asked for, with the faults of the moment. A store
+        calls a range of all bytes a range too (206), the hub does not (200)."""
+        faulty = request.method == "GET" and self.strikes(file.path, listing=False)
         if faulty and self.faults.status is not None:
-            self._record(request, self.faults.status, 0)
-            return self._status_fault()
+            self.record(request, self.faults.status, 0)
+            return self.status_fault()
         size = file.size + (self.faults.length_delta if faulty else 0)
         span = _requested_range(request, size)
         if span is None:
-            self._record(request, 416, 0)
+            self.record(request, 416, 0)
             return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
-        headers = _file_headers(file, commit)
-        headers["Content-Length"] = str(len(span))
-        if len(span) < size:
+        headers = {**headers, "Content-Length": str(len(span))}
+        status = 206 if len(span) < size or (store and "Range" in request.headers) else 200
+        if status == 206:
             headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
-        response = web.StreamResponse(status=206 if len(span) < size else 200, headers=headers)
+        response = web.StreamResponse(status=status, headers=headers)
         await response.prepare(request)
         if request.method == "HEAD":
-            self._record(request, response.status, 0)
+            self.record(request, response.status, 0)
             return response
         await self._send_body(request, response, file, span, faulty=faulty)
         return response
@@ -341,7 +358,7 @@ class Mirror:
             pass
         finally:
             self.num_sending -= 1
-            self._record(request, response.status, sent, span)
+            self.record(request, response.status, sent, span)
 
     async def _break(self, request: web.Request, faults: Faults) -> None:
         if faults.stall_after_bytes is not None:

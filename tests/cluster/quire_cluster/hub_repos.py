@@ -57,6 +57,11 @@ class Repositories:
     def exists(self, repo: str) -> bool:
         return (self._root / repo).is_dir()
 
+    def names(self, organization: str) -> list[str]:
+        """The repositories of an organization."""
+        folders = (self._root / organization).glob("*")
+        return sorted(p.name for p in folders if p.is_dir() and "@" not in p.name)
+
     def resolve(self, repo: str, revision: str) -> Commit | None:
         """The commit that a branch, a tag or a commit id names; None for an unknown revision."""
         folders = self._folders(repo)
