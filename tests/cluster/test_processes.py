@@ -29,6 +29,16 @@ def test_a_started_program_is_found_and_ended(table: ProcessTable) -> None:
     table.stop(["sleeper"])
 
 
+def test_nothing_of_the_starters_is_held_on_to(table: ProcessTable, tmp_path: Path) -> None:
+    """A lock that a shell took around us, say: the program outlives the shell."""
+    with (tmp_path / "lock").open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        table.start(SLEEPER)
+        opened = [os.readlink(fd) for fd in Path(f"/proc/{table.pid('sleeper')}/fd").iterdir()]
+    assert os.devnull in opened
+    assert str(tmp_path / "lock") not in opened
+
+
 def test_another_specification_is_noticed(table: ProcessTable) -> None:
     table.start(SLEEPER)
     assert not table.runs_as(ProcessSpec("sleeper", ("sleep", "61")))

@@ -83,6 +83,7 @@ class ProcessTable:
                 (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
+                *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited()),
             ],
             setsid=True,
         )
@@ -103,6 +104,20 @@ class ProcessTable:
         log = self._logs / f"{name}.log"
         lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
         return "\n".join(lines[-count:])
+
+
+def _inherited() -> list[int]:
+    """What a child would inherit beside its three streams: a caller's `flock`, say, which a program
+    that outlives him would hold for ever."""
+    opened = [int(name) for name in os.listdir("/proc/self/fd")]
+    return [fd for fd in opened if fd > 2 and _is_inheritable(fd)]
+
+
+def _is_inheritable(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:  # the listing's own, closed by now
+        return False
 
 
 def is_marked(pid: int, marker: str) -> bool:
