@@ -17,6 +17,12 @@ MODELS = "/models"
 PRE_STOP_SECONDS = 10
 """While the engine still accepts: the time that kube-proxies have to forget the endpoint."""
 EXIT_SECONDS = 10
+FETCH_RESOURCES: Manifest = {
+    "requests": {"cpu": "100m", "memory": "256Mi"},
+    "limits": {"memory": "512Mi"},
+}
+"""A fetch holds some 60 MiB, whatever the model's size; the rest is for pages on their way to the
+volume, which the kernel counts as its memory too and writes out when they come near the limit."""
 SCHEDULING = (
     "nodeSelector",
     "tolerations",
@@ -306,7 +312,7 @@ def _fetch_container(
         "args": fetch_arguments(spec, root, repair=repair),
         "env": environment,
         "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT, "protocol": "TCP"}],
-        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}},
+        "resources": FETCH_RESOURCES,
         "securityContext": _container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [

@@ -85,6 +85,13 @@ def test_a_fetch_is_not_scraped() -> None:
     assert "annotations" not in fetch["metadata"]
 
 
+def test_whoever_fetches_has_half_a_gibibyte() -> None:
+    job = fetch_template(CHAT, spec_of(), "stem", "engine:v1", None, repair=False)
+    pod = template(cache={"mode": "none"})
+    for container in (*job["spec"]["containers"], *pod["spec"]["initContainers"]):
+        assert container["resources"]["limits"] == {"memory": "512Mi"}
+
+
 def test_pods_are_locked_down() -> None:
     pod = template()["spec"]
     assert pod["automountServiceAccountToken"] is False
