@@ -124,14 +124,15 @@ def progress_words(case: Case) -> str:
     if case.fetch.waits_for is not None:
         return what + _again(case)
     progress = case.seen.progress
+    note = f"; {progress.note}" if progress is not None and progress.note else ""
     if progress is None or not progress.bytes_total:
-        return what + _before_or_after(case.fetch.pod)
+        return what + _before_or_after(case.fetch.pod) + note
     if progress.phase == "verifying":
         return f"{what}verifying {size(progress.bytes_total)}"
     done, total = pair(progress.bytes_done, progress.bytes_total)
     rate = f" at {size(int(progress.bytes_per_second))}/s" if progress.bytes_per_second else ""
     left = "" if progress.eta_seconds is None else f", {progress.eta_seconds:.0f} s left"
-    return f"{what}{done} of {total}{rate}{left}"
+    return f"{what}{done} of {total}{rate}{left}{note}"
 
 
 def _again(case: Case) -> str:

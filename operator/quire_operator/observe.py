@@ -36,6 +36,8 @@ class Progress:
     bytes_per_second: float
     eta_seconds: float | None
     commit: str | None
+    note: str = ""
+    """What the fetch waits for: a source that answers badly, another fetch on the volume."""
 
     @property
     def moves(self) -> bool:

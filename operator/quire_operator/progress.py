@@ -22,6 +22,7 @@ class _Answer(Struct, rename="camel"):
     bytes_per_second: float | None = None
     eta_seconds: float | None = None
     commit: str | None = None
+    note: str = ""
 
 
 def parse_progress(page: bytes) -> Progress | None:
@@ -37,6 +38,7 @@ def parse_progress(page: bytes) -> Progress | None:
         bytes_per_second=answer.bytes_per_second or 0.0,
         eta_seconds=answer.eta_seconds,
         commit=answer.commit,
+        note=answer.note,
     )
 
 

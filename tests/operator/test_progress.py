@@ -42,12 +42,12 @@ async def test_an_answer_is_fresh_for_five_seconds(fetch: Fetch) -> None:
         first = await reader.read("127.0.0.1", 100.0)
         assert first is not None
         assert (first.bytes_total, first.bytes_done) == (100, 0)
-        fetch.answer = {"phase": "verifying", "bytesTotal": 100, "bytesDone": 100}
+        fetch.answer = {"phase": "verifying", "bytesTotal": 100, "bytesDone": 100, "note": "waits"}
         assert await reader.read("127.0.0.1", 100.0 + FRESH_SECONDS - 0.1) == first
         assert fetch.asked == 1
         later = await reader.read("127.0.0.1", 100.0 + FRESH_SECONDS)
         assert later is not None
-        assert later.phase == "verifying"
+        assert (later.phase, later.note) == ("verifying", "waits")
 
 
 @pytest.mark.parametrize("first", [{"phase": "listing"}, {**MOVING, "bytesPerSecond": 0.0}])

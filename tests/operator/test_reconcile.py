@@ -1,5 +1,6 @@
 """The whole way through one service's life, over an API server that behaves."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -125,6 +126,35 @@ async def test_bytes_are_told_while_fetching(rig: Rig, chat: Key) -> None:
     status = rig.status(chat)
     assert status.model is not None
     assert status.model.eta_seconds == 40.2
+
+
+async def test_what_a_fetch_waits_for_is_told(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs()
+    pod = rig.cluster.all(POD)[0]
+    pod["status"]["podIP"] = "203.0.113.9"
+    rig.cluster.put(pod)
+    answer = Progress(
+        phase="listing",
+        bytes_total=None,
+        bytes_done=0,
+        bytes_per_second=0.0,
+        eta_seconds=None,
+        commit=None,
+        note="http://hub must answer its listing, got HTTP 503",
+    )
+    rig.progress.answers["203.0.113.9"] = answer
+    await rig.settle()
+    words = "asking for the files; http://hub must answer its listing, got HTTP 503"
+    assert rig.condition(chat).message == words
+    rig.progress.answers["203.0.113.9"] = replace(
+        answer, bytes_total=1000, note="a must be served, got HTTP 500 again and again"
+    )
+    await rig.wake(chat)
+    words = "0.0 of 1.0 kB; a must be served, got HTTP 500 again and again"
+    assert rig.condition(chat).message == words
 
 
 async def test_a_fetch_without_a_pod_is_asked_why_whatever_pods_earlier_ones_left(
@@ -431,6 +461,23 @@ async def test_a_full_claim_that_cannot_grow_says_both(chat: Key) -> None:
     await rig.settle()
     assert rig.condition(chat).reason == "NoSpace"
     assert "cannot grow" in rig.condition(chat).message
+
+
+async def test_a_full_claim_grows_and_its_fetch_goes_on_at_once(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest(cache={"size": "20Gi"}))
+    await rig.settle()
+    rig.cluster.bind_claims()
+    rig.cluster.run_jobs({"reason": "NoSpace", "message": "needs 30.0 GB, 20.0 GB are free"})
+    await rig.settle()
+    [before] = rig.cluster.all(CLAIM)
+    rig.cluster.put(service_manifest(cache={"size": "50Gi"}))
+    await rig.settle()
+    [claim] = rig.cluster.all(CLAIM)
+    assert claim["metadata"]["uid"] == before["metadata"]["uid"]
+    assert claim["spec"]["resources"]["requests"] == {"storage": "50Gi"}
+    assert len(rig.cluster.all(JOB)) == 1, "another attempt, without waiting"
+    await rig.bring_up(chat)
+    assert rig.condition(chat).reason == "Ready"
 
 
 async def test_an_outage_is_the_queues_to_retry(rig: Rig, chat: Key) -> None:
