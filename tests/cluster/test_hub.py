@@ -13,7 +13,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from quire_cluster import hub_repos
 from quire_cluster.hub import Faults, RunningMirror, running_mirror
+from quire_cluster.hub_repos import Repositories
 from quire_cluster.tiny_models import write_tiny_model
 
 REPO = "org/tiny"
@@ -151,3 +153,33 @@ def test_a_cut_connection(mirror: RunningMirror) -> None:
     mirror.faults(Faults(cut_after_bytes=20))
     with pytest.raises(httpx2.RemoteProtocolError):
         httpx2.get(file_url(mirror))
+
+
+def test_a_listing_that_never_comes_until_the_fault_ends(mirror: RunningMirror) -> None:
+    mirror.faults(Faults(listing=True))
+    url = f"{mirror.url}/api/models/{REPO}"
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.get(url, timeout=0.3)
+    mirror.faults()
+    assert httpx2.get(url).status_code == 200
+
+
+def test_large_files_are_hashed_once_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_tiny_model(tmp_path / REPO)
+    monkeypatch.setattr(hub_repos, "KEPT_BYTES", 1_000_000)
+    before = Repositories(tmp_path).resolve(REPO, "main")
+    hashed: list[str] = []
+    hash_file = hub_repos._digests
+
+    def counted(path: Path, size: int) -> tuple[str, str]:
+        hashed.append(path.name)
+        return hash_file(path, size)
+
+    monkeypatch.setattr(hub_repos, "_digests", counted)
+    assert Repositories(tmp_path).resolve(REPO, "main") == before
+    assert hashed == ["config.json"]
+    write_tiny_model(model, seed=1)
+    assert Repositories(tmp_path).resolve(REPO, "main") != before
+    assert "model.safetensors" in hashed

@@ -45,15 +45,19 @@ class Hub:
 
 
 def flip_byte(namespace: str, claim: str, path: str, offset: int) -> None:
-    """Change one byte of a file on a bound claim, on this host, which is the node."""
-    volume_name = kube.get("persistentvolumeclaim", claim, namespace)["spec"]["volumeName"]
-    source = kube.get("persistentvolume", volume_name)["spec"]
-    folder = Path((source.get("hostPath") or source["local"])["path"])
-    with (folder / path).open("r+b") as file:
+    """Change one byte of a file on a bound claim."""
+    with (volume_folder(namespace, claim) / path).open("r+b") as file:
         file.seek(offset)
         [byte] = file.read(1)
         file.seek(offset)
         file.write(bytes([byte ^ 0x01]))
+
+
+def volume_folder(namespace: str, claim: str) -> Path:
+    """Where a bound claim's files lie on this host, which is the node."""
+    volume_name = kube.get("persistentvolumeclaim", claim, namespace)["spec"]["volumeName"]
+    source = kube.get("persistentvolume", volume_name)["spec"]
+    return Path((source.get("hostPath") or source["local"])["path"])
 
 
 @contextmanager
@@ -128,6 +132,15 @@ def first_process(pod: kube.Json) -> int:
     """The id, on this host, of the one program that the pod runs."""
     [first] = [process for process in _processes(pod) if _is_first(process)]
     return first
+
+
+def has_process(pod: kube.Json) -> bool:
+    """Whether the pod's one program runs already."""
+    try:
+        first_process(pod)
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def _is_first(process: int) -> bool:

@@ -125,6 +125,16 @@ def wait_reason(namespace: str, name: str, reason: str, seconds: float = 30) -> 
         raise NotReadyError(f"{error}; its last reason was {seen}") from error
 
 
+def wait_condition(namespace: str, name: str, kind: str, reason: str, seconds: float = 60) -> Json:
+    """The condition of this type once it has this reason, whatever its status."""
+
+    def found() -> Json | None:
+        now = condition(get("inferenceservice", name, namespace) or {}, kind)
+        return now if now["reason"] == reason else None
+
+    return wait_until(found, seconds, f"{namespace}/{name} to have {kind} {reason}")
+
+
 @contextmanager
 def service_address(namespace: str, name: str) -> Iterator[str]:
     """`host:port` that reaches the Service from here: its cluster address where this process stands
