@@ -140,6 +140,18 @@ def test_without_a_kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "there is no kubeconfig at /none" in failure("top", "--once", "--kubeconfig", "/none")
 
 
+def test_a_context_inside_a_pod_without_a_kubeconfig(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not silently the service account's cluster."""
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
+    monkeypatch.setattr("quire_operator.console.cluster.SERVICE_ACCOUNT", tmp_path)
+    said = failure("status", "chat", "--context", "staging")
+    assert said.startswith("--context staging needs a kubeconfig, and there is none")
+
+
 def test_a_context_that_is_not_there(kubeconfig: Path) -> None:
     said = failure("status", "chat", "--context", "staging")
     assert f"{kubeconfig} has no context staging (it has: here, elsewhere, down)" in said

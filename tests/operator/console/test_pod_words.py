@@ -2,6 +2,7 @@
 
 import pytest
 
+from quire_operator import names
 from quire_operator.console import pod_words
 from quire_operator.kinds import POD, Manifest
 from quire_operator.projections import project
@@ -20,7 +21,7 @@ def pod(*, job: bool = False, init: Manifest | None = None, **status: object) ->
         status["initContainerStatuses"] = [{"name": "fetch", **init}]
     meta: Manifest = {"name": "p", "namespace": "d", "uid": "u"}
     if job:
-        meta["labels"] = {"batch.kubernetes.io/job-name": "j"}
+        meta["labels"] = {"batch.kubernetes.io/job-name": "j", names.COMPONENT: "fetch"}
     view = project(POD, {"kind": "Pod", "metadata": meta, "spec": spec, "status": status})
     assert isinstance(view, PodView)
     return view
