@@ -1,6 +1,7 @@
 """`kubectl quire` as a whole: options, kubeconfig, exit codes; over an API server made here."""
 
 import asyncio
+import base64
 import os
 import pty
 import subprocess
@@ -162,6 +163,17 @@ def test_a_kubeconfig_that_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "bad").write_text(text)
     said = failure("status", "chat", "--kubeconfig", str(tmp_path / "bad"))
     assert f"kubeconfig {tmp_path}/bad cannot be used" in said
+
+
+def test_a_certificate_that_is_none(kubeconfig: Path) -> None:
+    content = yaml.safe_load(kubeconfig.read_text())
+    authority = base64.b64encode(b"no certificate").decode()
+    content["clusters"][0]["cluster"] = {
+        "server": "https://127.0.0.1:1",
+        "certificate-authority-data": authority,
+    }
+    kubeconfig.write_text(yaml.safe_dump(content))
+    assert f"kubeconfig {kubeconfig} cannot be used: its certificates: " in failure("status", "x")
 
 
 def test_no_cluster_there(kubeconfig: Path) -> None:

@@ -54,7 +54,10 @@ async def connected(options: Options) -> AsyncIterator[Cluster]:
         context = _in_cluster(configuration, options)
     else:
         context = await _by_kubeconfig(configuration, files, options)
-    transport = ApiClient(configuration)
+    try:
+        transport = ApiClient(configuration)
+    except OSError as error:  # an authority's or a user's certificate that is none
+        raise ConsoleError(f"{_blame(files or '', options)}: its certificates: {error}") from error
     try:
         yield Cluster(
             client=KubeClient(transport, write_seconds=READ_SECONDS, read_seconds=READ_SECONDS),

@@ -32,7 +32,7 @@ def about(error: ApiError, namespace: str | None, place: str) -> ConsoleError:
         )
     if error.status == 0:
         return ConsoleError(
-            f"{place} gives no answer ({error.message.rpartition(': ')[2]}): is the cluster up, "
+            f"{place} gives no answer ({error.message.partition(': ')[2]}): is the cluster up, "
             "and is this the right --context?"
         )
     return ConsoleError(f"{place} refuses ({error.status} {error.message}): try again")
