@@ -140,6 +140,7 @@ class Fetch(_Part, frozen=True):
     created: str
     state: Annotated[str, Meta(description="Running, Succeeded or Failed.")]
     phase: Annotated[str | None, Meta(description="listing, downloading, verifying, done, failed")]
+    note: Annotated[str | None, Meta(description="What it waits for, when for something.")]
     pod: Pod | None
 
 

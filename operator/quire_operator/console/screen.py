@@ -146,6 +146,7 @@ def _bytes(model: doc.Model) -> str:
 def _fetch(fetch: doc.Fetch, now: float) -> str:
     said = f"job {fetch.job}, attempt {fetch.attempt}, {fetch.phase or fetch.state.lower()}"
     said += f" for {words.since(fetch.created, now)}"
+    said += f"; {fetch.note}" if fetch.note else ""
     if fetch.pod is None:
         return f"{said}; it has no pod"
     node = f" on {fetch.pod.node}" if fetch.pod.node else ""

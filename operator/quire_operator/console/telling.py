@@ -136,6 +136,7 @@ def _fetch(seen: Seen) -> doc.Fetch | None:
         created=timestamp(job.meta.created),
         state=_job_state(job),
         phase=seen.progress.phase if seen.progress else None,
+        note=(seen.progress.note or None) if seen.progress else None,
         pod=_pod(seen, seen.fetch_pods[-1]) if seen.fetch_pods else None,
     )
 

@@ -58,12 +58,13 @@ async def test_a_fetch_that_runs(rig: Rig, cluster: ConsoleCluster, chat: Key, l
     [pod] = [body["metadata"]["name"] for body in cluster.all(POD)]
     cluster.pages[pod, names.PROGRESS_PORT, "/progress"] = (
         b'{"phase": "downloading", "bytesTotal": 16000, "bytesDone": 1200, "bytesPerSecond": 370,'
-        b' "etaSeconds": 40, "commit": "c0ffee"}'
+        b' "etaSeconds": 40, "commit": "c0ffee", "note": "the source is slow"}'
     )
     told = await look()
     assert told.ready.reason == "Fetching"
     assert told.fetch is not None
     assert (told.fetch.attempt, told.fetch.state, told.fetch.phase) == (1, "Running", "downloading")
+    assert told.fetch.note == "the source is slow"
     assert told.fetch.pod is not None
     assert (told.fetch.pod.name, told.fetch.pod.state) == (pod, "Fetching")
     model = told.model
