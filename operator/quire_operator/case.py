@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from quire_operator.fetch import FetchState, Stage
-from quire_operator.observe import Observation
+from quire_operator.observe import Observation, PodEvent
 from quire_operator.plan import Plan
 from quire_operator.views import ContainerView, PodView
 
@@ -64,6 +64,13 @@ class Case:
             return (self.fetch.pod,) if self.fetch.pod is not None else ()
         return tuple(pod for pod in self.seen.current_pods if not pod.ready)
 
+    def events(self, pod: PodView) -> tuple[PodEvent, ...]:
+        """The newest first; none of a pod that nobody had to ask about."""
+        return tuple(self.seen.pod_events.get(pod.meta.uid, ()))
+
+    def newest_event(self, pod: PodView) -> PodEvent | None:
+        return next(iter(self.events(pod)), None)
+
     @property
     def subjects(self) -> tuple[Subject, ...]:
         """The containers of those pods."""
@@ -76,7 +83,12 @@ class Subject:
 
     pod: PodView
     container: ContainerView
-    role: Literal["fetch", "engine"]
+    role: Literal["fetch", "engine", "other"]
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return f"the {self.role}" if self.role != "other" else f"container {self.container.name}"
 
     @property
     def restarts(self) -> str:
@@ -89,6 +101,8 @@ def _subjects(pod: PodView) -> Iterable[Subject]:
         yield Subject(pod, pod.init, "fetch")
     if pod.main is not None:
         yield Subject(pod, pod.main, "fetch" if pod.job else "engine")
+    for container in pod.others:
+        yield Subject(pod, container, "other")
 
 
 Rule = Callable[[Case], str | None]

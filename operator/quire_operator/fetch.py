@@ -28,11 +28,11 @@ MODEL_MISSING = 66
 REPAIRABLE = (MODEL_CORRUPT, MODEL_MISSING)
 
 RETRY_SECONDS = (2.0, 5.0, 10.0)
-"""Then RETRY_STEADY_SECONDS: what is mended outside (a token, a volume) is noticed within 30 s."""
-RETRY_STEADY_SECONDS = 20.0
-RETRY_PATIENT_AFTER = 60
+"""Then RETRY_STEADY_SECONDS: what is mended outside (a token, a volume) is seen within 15 s."""
+RETRY_STEADY_SECONDS = 10.0
+RETRY_PATIENT_AFTER = 80
 RETRY_PATIENT_SECONDS = 300.0
-"""After 60 failures, some 20 minutes."""
+"""After 80 failures, some 20 minutes with the pods' own starts."""
 LAST_WORDS_SECONDS = 5.0
 """A Job may be seen to end before its pod's last state, which has commit, bytes and plan."""
 REPAIR_SECONDS = 60.0

@@ -95,7 +95,10 @@ def _gets_further(case: Case) -> bool:
     """Whether the attempt after a failure has bytes coming, or is held up by something else."""
     if case.seen.progress is not None and case.seen.progress.moves:
         return True
-    return any(s.role == "fetch" and s.container.waiting in STUCK for s in case.subjects)
+    waiting = (s.container.waiting for s in case.subjects if s.role == "fetch")
+    return any(reason in STUCK for reason in waiting) or any(
+        pod.unschedulable is not None for pod in case.waiting_pods
+    )
 
 
 IMAGE_REASONS = frozenset(

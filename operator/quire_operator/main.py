@@ -22,6 +22,7 @@ from kubernetes.aio.client.configuration import Configuration
 
 from quire_operator import api, external_metrics, health, metrics, names, scaling_loop
 from quire_operator.client import KubeClient
+from quire_operator.engines import EngineReader
 from quire_operator.errors import NotFound, QuireError
 from quire_operator.gateway import GatewayPoll
 from quire_operator.kinds import CHILDREN, SERVICE_KIND, Kind
@@ -142,6 +143,7 @@ class Operator:
                 external_metrics=settings.external_metrics_port > 0,
             ),
             progress=ProgressReader(session),
+            engines=EngineReader(session),
             metrics=self.metrics,
             is_leader=lambda: self.leader.is_leader,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from quire_operator import api, names, schedules
@@ -25,6 +26,9 @@ from quire_operator.views import (
 from quire_operator.world import ScalingRecord, World
 from quire_operator.writer import Writer
 
+MAX_UNCLEAR = 3
+"""Pods of one service that are asked about in one pass: the others suffer from the same."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -43,6 +47,26 @@ class Progress:
     def moves(self) -> bool:
         """It knows how much there is to fetch, and how fast it comes."""
         return bool(self.bytes_total) and self.bytes_per_second > 0
+
+
+@dataclass(frozen=True, slots=True)
+class PodEvent:
+    """What the kubelet, the scheduler or a controller told of a pod."""
+
+    reason: str
+    message: str
+    is_warning: bool
+    at: float
+    """Epoch seconds: when it was told last."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAnswer:
+    """What an engine said at /ready."""
+
+    reason: str
+    """Its own (Ready, Loading, Draining, Stalled, CoreDied), or NoAnswer, Refused, Strange."""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +111,10 @@ class Observation:
     """The last event's words on a claim that is not bound."""
     job_event: str | None = None
     """The last event's words on a Job that has no pod."""
+    pod_events: Mapping[str, tuple[PodEvent, ...]] = field(default_factory=dict)
+    """By uid, of `unclear_pods`: the newest first."""
+    answers: Mapping[str, EngineAnswer] = field(default_factory=dict)
+    """By uid, of `unclear_pods` whose engine runs."""
     writer: Writer | None = None
     """Whose turn it is to write `claim`; None while it is nobody's."""
     scaling: ScalingRecord | None = None
@@ -225,6 +253,14 @@ class Observation:
         """Pods of the wanted revision that are but records (evicted ones), oldest first."""
         ended = (p for p in self._of_revision() if p.ended)
         return tuple(sorted(ended, key=lambda pod: pod.meta.created))
+
+    @property
+    def unclear_pods(self) -> tuple[PodView, ...]:
+        """Pods that have a node and are not ready, the oldest first: no watch tells why."""
+        last = self.jobs[-1].meta.name if self.jobs else None
+        fetching = [pod for pod in self.fetch_pods if pod.job == last and not pod.ended]
+        waiting = [pod for pod in (*fetching, *self.current_pods) if pod.on_node and not pod.ready]
+        return tuple(sorted(waiting, key=lambda pod: pod.meta.created)[:MAX_UNCLEAR])
 
     def _of_revision(self) -> list[PodView]:
         revision = self.revision

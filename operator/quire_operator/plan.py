@@ -37,6 +37,9 @@ POLL_SECONDS = 5.0
 """How often a running fetch is asked for its bytes."""
 FIRST_POLL_SECONDS = 1.0
 """Until it has answered for the first time."""
+UNCLEAR_SECONDS = 5.0
+"""While a pod has a node and is not ready: events and engines are asked, as nobody tells of them.
+With what the kubelet takes to notice, well within the 15 s that a reason may be late."""
 WAIT_SECONDS = 2.0
 """For what no event tells of: a claim that terminates, a name that is taken."""
 
@@ -351,10 +354,11 @@ def _mend(seen: Observation, state: FetchState) -> list[Action]:
 def _again(seen: Observation, state: FetchState) -> float | None:
     waits = [state.wait_seconds] if state.wait_seconds is not None else []
     if state.stage is Stage.RUNNING or _init_fetches(seen):
-        moves = seen.progress is not None and seen.progress.moves
-        waits.append(POLL_SECONDS if moves else FIRST_POLL_SECONDS)
+        waits.append(_fetch_poll(seen, state))
     if state.stage is Stage.NO_CLAIM or _autoscaler_leaves(seen):
         waits.append(WAIT_SECONDS)
+    if seen.unclear_pods:
+        waits.append(UNCLEAR_SECONDS)
     if any(writer.is_in_doubt(seen.writer, job, seen.now) for job in seen.jobs):
         waits.append(WAIT_SECONDS)
     until = seen.minimum.until if seen.spec.scaling.mode in ("hpa", "keda") else None
@@ -364,6 +368,15 @@ def _again(seen: Observation, state: FetchState) -> float | None:
     if deadline is not None and deadline > 0:
         waits.append(deadline)
     return min(waits, default=None)
+
+
+def _fetch_poll(seen: Observation, state: FetchState) -> float:
+    if seen.progress is not None and seen.progress.moves:
+        return POLL_SECONDS
+    main = state.pod.main if state.pod is not None else None
+    runs = _init_fetches(seen) or (main is not None and main.running)
+    # Of one that does not run yet the watch tells; not of its claim's, its Job's or its own events.
+    return FIRST_POLL_SECONDS if runs else WAIT_SECONDS
 
 
 def _autoscaler_leaves(seen: Observation) -> bool:

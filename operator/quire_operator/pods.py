@@ -23,6 +23,8 @@ FETCH_RESOURCES: Manifest = {
 }
 """A fetch holds some 60 MiB, whatever the model's size; the rest is for pages on their way to the
 volume, which the kernel counts as its memory too and writes out when they come near the limit."""
+HUNG_SECONDS = 5
+"""What an engine that answers no probe is given to end, instead of the time to drain."""
 SCHEDULING = (
     "nodeSelector",
     "tolerations",
@@ -273,8 +275,8 @@ def _engine_container(key: Key, spec: Spec, image: str) -> Manifest:
         # The image has no shell: the kubelet's own sleep.
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         # /health answers while the model loads, so this only covers the start of the process.
-        "startupProbe": _probe("/health", period=1, timeout=3, failures=300),
-        "livenessProbe": _probe("/health", period=10, timeout=5, failures=3),
+        "startupProbe": _killing(_probe("/health", period=1, timeout=3, failures=300)),
+        "livenessProbe": _killing(_probe("/health", period=10, timeout=5, failures=3)),
         # A saturated CPU may answer late: one slow answer must not take the endpoint away.
         "readinessProbe": _probe("/ready", period=1, timeout=3, failures=3),
         "volumeMounts": [
@@ -291,6 +293,11 @@ def _probe(path: str, *, period: int, timeout: int, failures: int) -> Manifest:
         "timeoutSeconds": timeout,
         "failureThreshold": failures,
     }
+
+
+def _killing(probe: Manifest) -> Manifest:
+    """A probe whose failure ends the engine soon: one that hangs finishes no request."""
+    return {**probe, "terminationGracePeriodSeconds": HUNG_SECONDS}
 
 
 def _environment(secret: str | None, hf_endpoint: str | None) -> list[Manifest]:

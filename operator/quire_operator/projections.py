@@ -219,6 +219,7 @@ def _container(spec: Mapping[str, Any], statuses: list[Mapping[str, Any]]) -> Co
         last_exit=_exit(status.get("lastState") or {}),
         restarts=status.get("restartCount", 0),
         memory_limit=str(limit) if limit is not None else None,
+        started=bool(status.get("started")),
     )
 
 
@@ -231,6 +232,27 @@ def _named(
         if container["name"] == wanted:
             return _container(container, status.get(status_key) or [])
     return None
+
+
+def _others(spec: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[ContainerView, ...]:
+    """Containers that are none of ours."""
+    ours = (names.FETCH_CONTAINER, names.ENGINE_CONTAINER)
+    kinds = (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses"))
+    return tuple(
+        _container(container, status.get(statuses) or [])
+        for key, statuses in kinds
+        for container in spec.get(key) or ()
+        if container["name"] not in ours
+    )
+
+
+def _ended_at(status: Mapping[str, Any]) -> float | None:
+    """When a pod was put out (condition DisruptionTarget), or its last container ended."""
+    put_out = _condition(status, "DisruptionTarget").get("lastTransitionTime")
+    if put_out:
+        return epoch(put_out)
+    ends = [_exit(s.get("state") or {}) for s in status.get("containerStatuses") or ()]
+    return max((end.finished for end in ends if end is not None), default=None)
 
 
 def _pod(body: Manifest) -> PodView:
@@ -257,6 +279,8 @@ def _pod(body: Manifest) -> PodView:
         started=epoch(status.get("startTime")),
         init=_named(spec, status, names.FETCH_CONTAINER, init=True),
         main=_named(spec, status, main, init=False),
+        others=_others(spec, status),
+        ended_at=_ended_at(status),
     )
 
 

@@ -198,9 +198,27 @@ TABLE: tuple[Entry, ...] = (
         first(failed_as("OOMKilled"), pod_rules.oom_killed),
     ),
     Entry(
+        "NodeLost",
+        "pod",
+        "The pod's node is not ready, by the word of the cluster's node controller.",
+        "Bring the node back. After five minutes the cluster puts the pod elsewhere; a volume that "
+        "only one node can attach may hold it back.",
+        pod_rules.node_lost,
+    ),
+    Entry(
+        "EngineHung",
+        "engine",
+        "The engine runs and does not answer, or stands still with requests pending, or the "
+        "kubelet killed it for that.",
+        "Nothing: the kubelet restarts it. If it repeats, look at the log of the run before, and "
+        "at the node's CPU or GPU.",
+        pod_rules.engine_hung,
+    ),
+    Entry(
         "CrashLoop",
         "container",
-        "The engine ended; the message has its exit code and its last error line.",
+        "The engine, or a container that `podTemplate` adds, ended; the message has its exit code "
+        "and its last error line.",
         "Follow the message: most often a flag in `engine`, or a file of the model.",
         pod_rules.crash_loop,
     ),
@@ -217,6 +235,21 @@ TABLE: tuple[Entry, ...] = (
         "The kubelet cannot make the container: a Secret, a ConfigMap or a key of one is missing.",
         "Make what the message names, or mend `model.credentialsSecret` or `podTemplate`.",
         pod_rules.pod_config,
+    ),
+    Entry(
+        "MountFailed",
+        "pod",
+        "A volume cannot be attached or mounted: it is attached elsewhere, its folder or Secret is "
+        "not there, the driver fails. The message is the kubelet's or the attacher's.",
+        "Mend the volume or what `podTemplate.spec.volumes` names; ReadWriteOnce is for one node.",
+        pod_rules.mount_failed,
+    ),
+    Entry(
+        "SandboxFailed",
+        "pod",
+        "The node cannot begin the pod at all: its runtime class or its network fails.",
+        "Mend `podTemplate.spec.runtimeClassName`, or the node's runtime or network plugin.",
+        pod_rules.sandbox_failed,
     ),
     Entry(
         "Unschedulable",
@@ -239,6 +272,14 @@ TABLE: tuple[Entry, ...] = (
         "The pod has ended and there is no other; the message has the kubelet's reason.",
         "Look at the node: it shut down, or could not give the pod what it was promised.",
         pod_rules.pod_failed,
+    ),
+    Entry(
+        "NotReady",
+        "engine",
+        "The engine runs and takes no requests: it drains, its core has died, or the kubelet's "
+        "probe does not reach it. The message has its own word, or the kubelet's.",
+        "Follow the message: a probe in `podTemplate`, a NetworkPolicy, the engine's log.",
+        pod_rules.not_ready,
     ),
     Entry(
         "Fetching",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from quire_operator import api, status
+from quire_operator import api, events, inquiry, names, ready_events, status
 from quire_operator.apply import Applier, look
 from quire_operator.case import Case, Problem
 from quire_operator.client import Api
+from quire_operator.engines import EngineSource
 from quire_operator.errors import ApiError, NotFound, NotLeader
-from quire_operator.kinds import BY_NAME, CLAIM, EVENT, POLLED
+from quire_operator.inquiry import Inquiry
+from quire_operator.kinds import BY_NAME, CLAIM, POLLED
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
 from quire_operator.observe import Defaults, Observation, observe
@@ -20,15 +23,13 @@ from quire_operator.plan import Plan, plan
 from quire_operator.pods import mount_of
 from quire_operator.progress import ProgressSource
 from quire_operator.projections import project
-from quire_operator.views import JobView, PodView, ServiceView
+from quire_operator.views import ServiceView
 from quire_operator.world import World
 
 logger = logging.getLogger(__name__)
 
 PROBLEM_SECONDS = 10.0
 """How often a refused object is tried again: nothing tells us when a person has mended it."""
-EVENTS_AFTER_SECONDS = 3.0
-"""A claim or Job is given this long before its events are read for what holds it up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Reconciler:
     world: World
     defaults: Defaults
     progress: ProgressSource
+    engines: EngineSource
     metrics: Metrics
     is_leader: Callable[[], bool]
     wall: Callable[[], float] = time.time
@@ -68,14 +70,14 @@ class Reconciler:
             return None
         if service.spec is None:
             invalid = status.build_invalid(service, self.wall())
-            await status.write(self.client, self.world, service, invalid)
+            await self._write(service, invalid)
             return None
         # Before anything is waited for: one who goes meanwhile would be given a port for ever.
         self._hold_port(key, service.spec)
         await self._see_foreign_claim(key, service)
         await self._see_leaving_autoscalers(key)
         seen = observe(self.world, key, service, service.spec, self.defaults, self.wall())
-        seen = await self._ask_around(seen)
+        seen = await Inquiry(self.client, self.progress, self.engines).ask(seen)
         wanted = plan(seen)
         problems = await Applier(self.client, self.world, seen).run(wanted.actions)
         self._count(seen, wanted)
@@ -100,17 +102,28 @@ class Reconciler:
         if service is None or service.spec is None:
             return
         after = observe(self.world, seen.key, service, service.spec, self.defaults, self.wall())
-        after = replace(
-            after,
-            progress=seen.progress,
-            claim_event=seen.claim_event,
-            job_event=seen.job_event,
-        )
+        after = inquiry.carry(seen, after)
         case = Case(after, plan(after), problems)
         try:
-            await status.write(self.client, self.world, service, status.build(case))
+            await self._write(service, status.build(case))
         except NotFound:
             logger.info("[%s] gone before its status was written", seen.key)
+
+    async def _write(self, service: ServiceView, new: api.Status) -> None:
+        """After the status, so that a turn is posted at most once: who comes after a crash between
+        the two finds it told."""
+        if not await status.write(self.client, self.world, service, new):
+            return
+        note = ready_events.note(service.status.conditions, new.conditions)
+        if note is None:
+            return
+        key = Key(service.meta.namespace, service.meta.name)
+        now = datetime.fromtimestamp(self.wall(), UTC)
+        event = events.manifest(key, service.meta.uid, note, now, names.MANAGER)
+        try:
+            await self.client.create(event, names.MANAGER)
+        except ApiError as e:
+            logger.warning("[%s] event %s not posted: %s", key, note.reason, e)
 
     def _hold_port(self, key: Key, spec: api.Spec) -> None:
         """Here and nowhere else, so that only the leader gives ports out."""
@@ -143,55 +156,6 @@ class Reconciler:
             self.world.drop(CLAIM, at)
             return
         self.world.put(CLAIM, project(CLAIM, body))
-
-    async def _ask_around(self, seen: Observation) -> Observation:
-        """What no watch tells: a fetch's bytes, and events on what is stuck."""
-        progress, claim_event, job_event = None, None, None
-        pod = _fetching_pod(seen)
-        if pod is not None and pod.ip:
-            progress = await self.progress.read(pod.ip, seen.now)
-        claim = seen.claim
-        if claim is not None and claim.phase == "Pending" and _old(seen, claim.meta.created):
-            claim_event = await self._event(seen.key, "PersistentVolumeClaim", claim.meta.uid)
-        job = seen.jobs[-1] if seen.jobs else None
-        if job is not None and _lacks_pod(seen, job):
-            job_event = await self._event(seen.key, "Job", job.meta.uid)
-        return replace(seen, progress=progress, claim_event=claim_event, job_event=job_event)
-
-    async def _event(self, key: Key, kind: str, uid: str) -> str | None:
-        """The newest event's words that tell of trouble; waiting for a consumer is none."""
-        fields = f"involvedObject.kind={kind},involvedObject.uid={uid}"
-        try:
-            events = await self.client.list_objects(EVENT, key.namespace, fields=fields)
-        except ApiError as e:
-            logger.warning("[%s] events of %s not read: %s", key, kind, e)
-            return None
-        bad = [
-            e for e in events if e.get("type") == "Warning" or e.get("reason") == "FailedBinding"
-        ]
-        bad.sort(key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""))
-        return str(bad[-1].get("message", "")) if bad else None
-
-
-def _fetching_pod(seen: Observation) -> PodView | None:
-    """A Job's pod, or a pod whose own init container fetches."""
-    job = seen.jobs[-1].meta.name if seen.jobs else None
-    for pod in seen.fetch_pods:
-        if pod.job == job and pod.main is not None and pod.main.running:
-            return pod
-    for pod in seen.current_pods:
-        if pod.init is not None and pod.init.running:
-            return pod
-    return None
-
-
-def _lacks_pod(seen: Observation, job: JobView) -> bool:
-    alone = not any(pod.job == job.meta.name for pod in seen.fetch_pods)
-    return alone and job.finished is None and _old(seen, job.meta.created)
-
-
-def _old(seen: Observation, created: float) -> bool:
-    return seen.now - created > EVENTS_AFTER_SECONDS
 
 
 def _soonest(*delays: float | None) -> float | None:

@@ -3,31 +3,13 @@
 Pure: the loop posts them. Ordinary life (starting, paused, asleep) is no trouble.
 """
 
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
-
-from quire_operator import names
-from quire_operator.api import API_VERSION, KIND
-from quire_operator.kinds import EVENT, Manifest
-from quire_operator.names import Key
+from quire_operator.events import Note
 from quire_operator.scaling_model import Decision, Reason, ScalingConfig
 from quire_operator.scaling_report import sentence
-from quire_operator.values import timestamp
 from quire_operator.world import ScalingReport
 
-MAX_MESSAGE = 1024
 REPEAT_SECONDS = 300.0  # trouble that flickers is told once in this time, each kind of it
 _QUIET = frozenset({Reason.NO_READY_PODS, Reason.PAUSED})
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """One Event, before it has a time and an object."""
-
-    type: Literal["Normal", "Warning"]
-    reason: str
-    message: str
 
 
 def moved(config: ScalingConfig, decision: Decision) -> Note:
@@ -70,29 +52,3 @@ class Turns:
         self._told = report.reason
         self._last[report.reason] = now
         return Note("Warning", report.reason, report.message)
-
-
-def manifest(key: Key, uid: str, note: Note, now: datetime) -> Manifest:
-    """An Event on the InferenceService of this uid, named as client-go does, by the time."""
-    time = timestamp(now.timestamp())
-    unique = f"{int(now.timestamp() * 1e6):x}-{note.reason.lower()}"
-    return {
-        "apiVersion": EVENT.api_version,
-        "kind": EVENT.kind,
-        "metadata": {"name": f"{key.name}.{unique}", "namespace": key.namespace},
-        "involvedObject": {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "name": key.name,
-            "namespace": key.namespace,
-            "uid": uid,
-        },
-        "type": note.type,
-        "reason": note.reason,
-        "message": note.message[:MAX_MESSAGE],
-        "count": 1,
-        "firstTimestamp": time,
-        "lastTimestamp": time,
-        "source": {"component": names.MANAGER_SCALER},
-        "reportingComponent": names.MANAGER_SCALER,
-    }

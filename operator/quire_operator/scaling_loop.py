@@ -17,6 +17,7 @@ from typing import Protocol
 from quire_operator import apply, names, scaling_report, scraper
 from quire_operator.client import Api
 from quire_operator.errors import ApiError, Conflict, NotFound, NotLeader
+from quire_operator.events import Note, manifest
 from quire_operator.kinds import Manifest
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
@@ -30,7 +31,7 @@ from quire_operator.scaling import (
     remember,
 )
 from quire_operator.scaling_config import GAP_ROUNDS, TTFT_WINDOW_ROUNDS, MinimumNow, config_of
-from quire_operator.scaling_events import Note, Turns, manifest, moved
+from quire_operator.scaling_events import Turns, moved
 from quire_operator.scaling_history import History
 from quire_operator.scaling_load import measure
 from quire_operator.scaling_pods import PodMemory, Said
@@ -330,7 +331,8 @@ class ScalingLoop:
             return
         try:
             async with asyncio.timeout(max(5.0, self._interval)):
-                await self._post(manifest(view.key, view.uid, note, self._wall_clock()))
+                now, teller = self._wall_clock(), names.MANAGER_SCALER
+                await self._post(manifest(view.key, view.uid, note, now, teller))
         except (ApiError, NotLeader, TimeoutError) as error:
             logger.warning("[%s] event %s not posted: %r", view.key, note.reason, error)
 

@@ -33,10 +33,11 @@ from quire_operator.kinds import (
 )
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
-from quire_operator.observe import Defaults, Progress
+from quire_operator.observe import Defaults
 from quire_operator.projections import project
 from quire_operator.reconcile import Reconciler
 from quire_operator.scaled_objects import ScaledObjectPoller
+from quire_operator.testing_answers import FakeEngines, FakeProgress
 from quire_operator.testing_endpoints import activation_lease, selector_slice
 from quire_operator.testing_fields import Path, leaves, merge_patch, set_at, take_back, value_at
 from quire_operator.values import timestamp
@@ -87,10 +88,12 @@ class FakeCluster:
     ) -> list[Manifest]:
         self._know(kind)
         wanted = dict(pair.split("=") for pair in labels.split(",") if pair)
+        selected = [pair.split("=") for pair in fields.split(",") if pair]
         found = []
         for (of, at), stored in self._objects.items():
             have = stored.body["metadata"].get("labels") or {}
             matches = all(have.get(k) == v for k, v in wanted.items())
+            matches &= all(value_at(stored.body, tuple(f.split("."))) == v for f, v in selected)
             if of is kind and namespace in (None, at.namespace) and matches:
                 found.append(copy.deepcopy(stored.body))
         return found
@@ -393,16 +396,6 @@ def service_manifest(name: str = "chat", namespace: str = "default", **spec: Any
     }
 
 
-class FakeProgress:
-    """What fetches say of themselves, by address."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Progress] = {}
-
-    async def read(self, ip: str, now: float) -> Progress | None:
-        return self.answers.get(ip)
-
-
 class Rig:
     """A control plane over a FakeCluster: watches never lag, a test moves the clock."""
 
@@ -417,6 +410,7 @@ class Rig:
         self.woken: dict[Key, None] = {}
         self.world = World(lambda key: self.woken.setdefault(key), lambda: self.cluster.now)
         self.progress = FakeProgress()
+        self.engines = FakeEngines()
         self.again: dict[Key, float | None] = {}
         self.scaled_objects = ScaledObjectPoller(self.cluster, self.world, ())
         self.cluster.subscribe(self._feed)
@@ -425,6 +419,7 @@ class Rig:
             world=self.world,
             defaults=Defaults(image=image, hf_endpoint=hf_endpoint, keda_scaler=keda_scaler),
             progress=self.progress,
+            engines=self.engines,
             metrics=Metrics(),
             is_leader=lambda: True,
             wall=lambda: self.cluster.now,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from quire_operator import names
-from quire_operator.kinds import LEASE, SLICE, Manifest
+from quire_operator.kinds import EVENT, LEASE, SLICE, Manifest
 from quire_operator.names import Key
+from quire_operator.values import timestamp
 
 
 def selector_slice(service: Manifest, pods: list[Manifest]) -> Manifest:
@@ -63,4 +64,22 @@ def activation_lease(key: Key, seconds: int, renewed: float) -> Manifest:
             "leaseDurationSeconds": seconds,
             "renewTime": datetime.fromtimestamp(renewed, UTC).isoformat(),
         },
+    }
+
+
+def event_on(
+    body: Manifest, reason: str, message: str, at: float, *, kind: str = "Warning"
+) -> Manifest:
+    """An Event on an object, as the kubelet or a controller writes it. `at`: epoch seconds."""
+    metadata = body["metadata"]
+    name = f"{metadata['name']}.{reason.lower()}.{at:.0f}"
+    return {
+        "apiVersion": EVENT.api_version,
+        "kind": EVENT.kind,
+        "metadata": {"namespace": metadata["namespace"], "name": name},
+        "involvedObject": {"kind": body["kind"], "uid": metadata["uid"]},
+        "type": kind,
+        "reason": reason,
+        "message": message,
+        "lastTimestamp": timestamp(at),
     }

@@ -151,6 +151,19 @@ class ContainerView:
     last_exit: Exit | None
     restarts: int
     memory_limit: str | None
+    started: bool = False
+    """Its start-up probe has passed since it last began."""
+
+    @property
+    def last_end(self) -> Exit | None:
+        """How it ended, now or before it began anew."""
+        return self.exited or self.last_exit
+
+    @property
+    def is_being_made(self) -> bool:
+        """Neither running nor ended, and the kubelet has nothing against it yet."""
+        waits = self.waiting in (None, "ContainerCreating", "PodInitializing")
+        return waits and not self.running and self.last_end is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +188,10 @@ class PodView:
     started: float | None
     init: ContainerView | None
     main: ContainerView | None
+    others: tuple[ContainerView, ...] = ()
+    """What podTemplate adds: init containers first."""
+    ended_at: float | None = None
+    """Epoch seconds: of a pod that is but a record, as far as it is told."""
 
     @property
     def on_node(self) -> bool:

@@ -21,6 +21,7 @@ from quire_operator.kinds import (
 from quire_operator.names import Key
 from quire_operator.observe import Progress
 from quire_operator.testing import FakeCluster, Rig, service_manifest
+from quire_operator.testing_endpoints import event_on
 from quire_operator.world import ScalingReport
 
 
@@ -54,6 +55,7 @@ async def test_a_new_operator_writes_nothing(rig: Rig, chat: Key) -> None:
         world=other.world,
         defaults=other.reconciler.defaults,
         progress=other.progress,
+        engines=other.engines,
         metrics=other.reconciler.metrics,
         is_leader=lambda: True,
         wall=lambda: rig.cluster.now,
@@ -173,8 +175,8 @@ async def test_a_fetch_without_a_pod_is_asked_why_whatever_pods_earlier_ones_lef
     await rig.settle()
     assert [j["metadata"]["name"][-1] for j in rig.cluster.all(JOB)] == ["2"]
     words = 'pods "x" is forbidden: exceeded quota: pods'
-    event = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "message": words}
-    rig.cluster.put(event | {"metadata": {"name": "e", "namespace": "default"}})
+    job = rig.cluster.all(JOB)[0]
+    rig.cluster.put(event_on(job, "FailedCreate", words, rig.cluster.now))
     rig.cluster.now += 10
     await rig.wake(chat)
     assert rig.condition(chat).message == f"the fetch gets no pod: {words}"

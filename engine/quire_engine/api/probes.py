@@ -13,7 +13,7 @@ from starlette.responses import Response
 from quire_engine.api.client import CoreClient
 from quire_engine.api.core_process import CoreProcess
 from quire_engine.api.drain import Drain
-from quire_engine.api.health import HealthMonitor
+from quire_engine.api.health import HealthMonitor, HealthReport
 from quire_engine.api.metrics import Metrics
 from quire_engine.api.wire import json_response
 from quire_engine.messages import CoreReady
@@ -27,11 +27,12 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     stalled_seconds: float
 
 
-class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+class Readiness(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Body of /ready."""
 
     ready: bool
-    reason: Literal["Ready", "Loading", "Draining", "CoreDied"]
+    reason: Literal["Ready", "Loading", "Draining", "Stalled", "CoreDied"]
+    message: str = ""
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,13 +66,7 @@ class Probes:
 
     async def health(self, request: Request) -> Response:
         """GET /health: 200 while the core moves or has nothing to do."""
-        report = self._monitor.check(
-            self._core.progress.read(),
-            now=time.monotonic(),
-            alive=self._core.process.poll() is None,
-            loading=self._client.ready is None,
-            pending_since=self._client.pending_since,
-        )
+        report = self._check()
         body = Health(
             status="ok" if report.healthy else "failing",
             reason=report.reason,
@@ -80,16 +75,32 @@ class Probes:
         return json_response(body, 200 if report.healthy else 503)
 
     async def ready(self, request: Request) -> Response:
-        """GET /ready: 200 from the warm-up forward on until the drain begins."""
-        reason: Literal["Ready", "Loading", "Draining", "CoreDied"] = "Ready"
+        """GET /ready: 200 from the warm-up forward on until the drain begins, but while the core
+        stands still."""
+        body = self._readiness()
+        return json_response(body, 200 if body.ready else 503)
+
+    def _readiness(self) -> Readiness:
         if self._core.process.poll() is not None:
-            reason = "CoreDied"
-        elif self._drain.draining:
-            reason = "Draining"
-        elif not self._is_loaded():
-            reason = "Loading"
-        ready = reason == "Ready"
-        return json_response(Readiness(ready=ready, reason=reason), 200 if ready else 503)
+            return Readiness(ready=False, reason="CoreDied")
+        if self._drain.draining:
+            return Readiness(ready=False, reason="Draining")
+        report = self._check()
+        if not report.healthy:
+            words = f"no layer has run for {report.stalled_seconds:.0f} s with work pending"
+            return Readiness(ready=False, reason="Stalled", message=words)
+        if not self._is_loaded():
+            return Readiness(ready=False, reason="Loading")
+        return Readiness(ready=True, reason="Ready")
+
+    def _check(self) -> HealthReport:
+        return self._monitor.check(
+            self._core.progress.read(),
+            now=time.monotonic(),
+            alive=self._core.process.poll() is None,
+            loading=self._client.ready is None,
+            pending_since=self._client.pending_since,
+        )
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics."""

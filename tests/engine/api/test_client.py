@@ -111,6 +111,9 @@ def test_a_hung_core_turns_health_red_and_a_slow_one_does_not(launch_server: Any
         os.kill(core, signal.SIGSTOP)
         server.eventually(lambda: server.get("/health").status_code == 503)
         assert server.get("/health").json()["reason"] == "Stalled"
+        unready = server.get("/ready")
+        assert (unready.status_code, unready.json()["reason"]) == (503, "Stalled")
+        assert "no layer has run for " in unready.json()["message"]
         os.kill(core, signal.SIGCONT)
         server.eventually(lambda: server.get("/health").status_code == 200)
         assert answer.result().status_code == 200
