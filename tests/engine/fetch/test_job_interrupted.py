@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from quire_cluster.hub import Faults
+from quire_cluster.hub_repos import Repositories
 
 Served = Callable[[str], dict[str, bytes]]
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -56,11 +58,34 @@ def test_killed_at_half_it_resumes_and_fetches_no_byte_twice(
     assert not (fetch.volume / "model").exists()
     assert not (fetch.volume / "manifest.json").exists()
     staged = fetch.staged_bytes
+    fetch.eventually(lambda: mirror.num_sending == 0)  # and the log has what was sent
     mirror.faults()
     mirror.clear_log()
     assert fetch() == 0
     assert fetch.installed == served(REPO)
     assert fetch.sent() == total - staged == fetch.message["bytesFetched"]
+
+
+def test_a_pinned_commit_is_finished_though_the_branch_moved(
+    fetch, mirror, served: Served, start_in_a_process: Start, repositories: Path
+) -> None:
+    """The operator pins the first attempt's commit: the later ones are given it."""
+    pinned = Repositories(repositories).resolve(REPO, "main")
+    assert pinned is not None
+    total = sum(len(content) for content in served(REPO).values())
+    mirror.faults(Faults(bytes_per_second=total // 3))
+    child = start_in_a_process(connections=2)
+    fetch.eventually(lambda: fetch.staged_bytes > total // 3)
+    child.kill()
+    child.wait()
+    staged = fetch.staged_bytes
+    fetch.eventually(lambda: mirror.num_sending == 0)
+    mirror.faults(Faults(main={REPO: "v2"}))
+    mirror.clear_log()
+    assert fetch(revision=pinned.id) == 0
+    assert fetch.installed == served(REPO)
+    assert fetch.manifest["commit"] == pinned.id
+    assert fetch.sent() == total - staged
 
 
 def test_sigterm_ends_it_and_keeps_what_came(
