@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from quire_engine.errors import ModelMissing
 from quire_engine.fetch.errors import Corrupt, SourceNotFound, UnsupportedSource
-from quire_engine.fetch.uri import ModelUri, is_safe_path
+from quire_engine.fetch.uri import ModelUri, WebUri, is_safe_path
 from quire_engine.shards import INDEX, choose_shards
 
 DigestAlgorithm: TypeAlias = Literal["sha256", "git-sha1", "version"]
@@ -191,6 +191,8 @@ def _safetensors(
 def _way_out(by_path: dict[str, RemoteFile], uri: ModelUri) -> str:
     rule = f"{uri.name} must have config.json and model.safetensors (or its shards)"
     ggufs = sorted(path for path in by_path if path.endswith(".gguf"))
+    if ggufs and isinstance(uri, WebUri):
+        return f"{rule}, got GGUF files; offer {ggufs[0]} by an address of its own"
     if ggufs:
         return f"{rule}, got GGUF files; name one of them: {uri.name}/{ggufs[0]}"
     if any(path.endswith((".bin", ".pth", ".pt")) for path in by_path):

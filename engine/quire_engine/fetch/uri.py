@@ -11,7 +11,7 @@ ObjectScheme: TypeAlias = Literal["s3", "gs", "az"]
 
 FORMS = (
     "hf://org/name, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix, one "
-    ".gguf file below one of these, or https://host/path/file.gguf"
+    ".gguf file below one of these, or https://host/path to a .gguf or .tar file"
 )
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -48,15 +48,19 @@ class ObjectUri:
 
 @dataclass(frozen=True)
 class WebUri:
-    """https://host/path of one .gguf file."""
+    """https://host/path of one .gguf file, or of an archive of a model's folder."""
 
     url: str
-    file: str
+    file: str | None = None  # None: an archive
 
     @property
     def name(self) -> str:
-        """The place, for people: without the file."""
-        return self.url.rpartition("/")[0]
+        """The place, for people: the folder of a file, or the archive itself."""
+        return self.url if self.file is None else self.url.rpartition("/")[0]
+
+    @property
+    def basename(self) -> str:
+        return self.url.rpartition("/")[2]
 
 
 ModelUri: TypeAlias = HubUri | ObjectUri | WebUri
@@ -114,7 +118,12 @@ def _web(uri: str, rest: str) -> WebUri:
         )
     if path.endswith(".gguf"):
         return WebUri(uri, path.rpartition("/")[2])
-    raise ConfigError(f"https:// must lead to a .gguf file, got {uri!r}; take s3:// for a folder")
+    if path.endswith(".tar"):
+        return WebUri(uri)
+    raise ConfigError(
+        f"https:// must lead to a .gguf or a .tar file, got {uri!r}; pack the model's folder into "
+        "a .tar without compression, of which any part can be read"
+    )
 
 
 def _without_secrets(uri: str) -> str:

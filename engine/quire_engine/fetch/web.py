@@ -1,4 +1,4 @@
-"""Models at one https address: a .gguf file."""
+"""Models at one https address: a .gguf file, or a .tar of a model's folder."""
 
 import base64
 from collections.abc import AsyncIterator
@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import httpx2
 
+from quire_engine.fetch.archive import read_members
 from quire_engine.fetch.errors import (
     SourceNotFound,
     SourceUnauthorized,
@@ -40,11 +41,29 @@ class WebSource:
         self._reader: httpx2.Client | None = None
 
     def list_files(self, revision: str | None) -> Listing:
-        """The one file. Its commit is made of its size and ETag."""
-        name = self._uri.file
+        """The one file, or those in the archive. Their commit is made of size and ETag."""
         size, version = self._look()
-        file = versioned(name, size, Location(self._url, version), self._uri)
-        return listing_of([file], self._uri, revision)
+        if self._uri.file is not None:
+            location = Location(self._url, version)
+            file = versioned(self._uri.file, size, location, self._uri)
+            return listing_of([file], self._uri, revision)
+        return listing_of(self._members(size, version), self._uri, revision)
+
+    def _members(self, size: int, version: str) -> list[RemoteFile]:
+        whole = versioned(self._uri.basename, size, Location(self._url, version), self._uri)
+
+        def read(start: int, stop: int) -> bytes:
+            return self.read(whole, range(start, stop))
+
+        return [
+            versioned(
+                member.path,
+                member.size,
+                Location(self._url, version, member.offset, size),
+                self._uri,
+            )
+            for member in read_members(read, size, self._uri.url)
+        ]
 
     def _look(self) -> tuple[int, str]:
         """The file's size and version, from an answer to one of its bytes."""

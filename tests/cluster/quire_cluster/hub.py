@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -476,16 +477,19 @@ class RunningMirror:
 
 
 @contextlib.contextmanager
-def running_mirror(root: Path, host: str = "127.0.0.1") -> Iterator[RunningMirror]:
-    """Serve `root` on a free port until the block ends."""
+def running_mirror(
+    root: Path, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> Iterator[RunningMirror]:
+    """Serve `root` on a free port until the block ends, with `tls` over TLS."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="hub-mirror")
     thread.start()
     try:
-        start = asyncio.run_coroutine_threadsafe(_start(root, host, 0), loop)
+        start = asyncio.run_coroutine_threadsafe(_start(root, host, 0, tls), loop)
         mirror, runner, port = start.result()
         try:
-            yield RunningMirror(mirror, f"http://{host}:{port}", loop)
+            scheme = "http" if tls is None else "https"
+            yield RunningMirror(mirror, f"{scheme}://{host}:{port}", loop)
         finally:
             asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
     finally:
@@ -494,11 +498,13 @@ def running_mirror(root: Path, host: str = "127.0.0.1") -> Iterator[RunningMirro
         loop.close()
 
 
-async def _start(root: Path, host: str, port: int) -> tuple[Mirror, web.AppRunner, int]:
+async def _start(
+    root: Path, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> tuple[Mirror, web.AppRunner, int]:
     mirror = Mirror(root)
     runner = web.AppRunner(mirror.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    await web.TCPSite(runner, host, port, ssl_context=tls).start()
     return mirror, runner, runner.addresses[0][1]
 
 

@@ -29,6 +29,7 @@ from quire_engine.fetch.uri import (
         ("gs://bucket.example/a/file.gguf", ObjectUri("gs", "bucket.example", "a", "file.gguf")),
         ("az://container/file.gguf", ObjectUri("az", "container", "", "file.gguf")),
         ("https://h.example:8443/a/f.gguf", WebUri("https://h.example:8443/a/f.gguf", "f.gguf")),
+        ("https://[2001:db8::1]/a/m.tar", WebUri("https://[2001:db8::1]/a/m.tar")),
     ],
 )
 def test_uris(uri: str, parsed: ModelUri) -> None:
@@ -41,7 +42,7 @@ def test_uris(uri: str, parsed: ModelUri) -> None:
      "hf://org/name/", "hf://org/name/file.bin", "hf://org/name/../../x.gguf", "hf://o?x/n",
      "s3://", "s3:///x", "s3://b//x", "s3://b/../x", "gs://b c/x", "az://-c/x", "pvc://c/x",
      "https://", "https://h", "https://h/", "https://h/x.bin", "https://h/../x.gguf",
-     "http://h/x.gguf", "https://u:p@h/x.gguf", "https://h/x.gguf?sig=1", "https://h/x.tar#1"],
+     "http://h/x.gguf", "https://u:p@h/x.gguf", "https://h/x.gguf?sig=1", "https://h/x.tar#1", "https://h/x.tar.gz"],
 )  # fmt: skip
 def test_bad_uris(uri: str) -> None:
     with pytest.raises(ConfigError, match=r"got"):
@@ -71,6 +72,7 @@ def test_what_a_uri_should_not_carry_is_not_repeated(uri: str) -> None:
         ("s3://bucket/a/b", "s3://bucket/a/b"),
         ("az://container/f.gguf", "az://container"),
         ("https://h/a/f.gguf", "https://h/a"),
+        ("https://h/a/m.tar", "https://h/a/m.tar"),
     ],
 )
 def test_places_have_names_for_people(uri: str, name: str) -> None:
