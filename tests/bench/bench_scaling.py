@@ -135,7 +135,7 @@ def _address(service: kube.Json) -> kube.Json:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": metadata["name"], "ownerReferences": [owner], "labels": labels},
-        "spec": {"clusterIP": "None"},
+        "spec": {"clusterIP": "None", "ipFamilyPolicy": "SingleStack"},
     }
 
 
@@ -151,22 +151,13 @@ def _create(items: list[kube.Json], namespace: str) -> None:
 # ---- measuring ----------------------------------------------------------------------------------
 
 
-def measure(num_services: int, seconds: float) -> kube.Json:
-    """Sets up, measures twice (all pods answer; one service hangs), takes everything away."""
+@contextmanager
+def measured(num_services: int, seconds: float) -> Iterator[kube.Json]:
+    """Sets up, measures twice (all pods answer; one service hangs) and gives the figures; takes
+    everything away, which takes as long as all before it."""
     installation.upgrade("replicaCount=0", f"scaling.scrapeIntervalSeconds={INTERVAL_SECONDS}")
     with simulated() as hang, serving.fresh_namespace("bench") as namespace:
-        began = time.monotonic()
-        names = [*(f"bench-{n}" for n in range(num_services - 1)), HANGING]
-        _create([_service(name) for name in names], namespace)
-        _create([_address(s) for s in kube.items("inferenceservices", namespace)], namespace)
-        print(f"{num_services} services after {time.monotonic() - began:.0f} s", flush=True)
-        installation.upgrade(f"scaling.scrapeIntervalSeconds={INTERVAL_SECONDS}")
-        kube.wait_until(
-            lambda: _num_read() >= num_services,
-            READY_SECONDS,
-            "the pods of all services to be read",
-        )
-        print(f"all pods are read after {time.monotonic() - began:.0f} s", flush=True)
+        _set_up(num_services, namespace)
         time.sleep(SETTLE_SECONDS)
         answering = _phase(seconds)
         hang.touch()
@@ -174,8 +165,24 @@ def measure(num_services: int, seconds: float) -> kube.Json:
         hanging = _phase(seconds)
         condition = kube.condition(kube.get("inferenceservice", HANGING, namespace), "Scaling")
         hanging["the hanging service says"] = f"{condition['status']}/{condition['reason']}"
+        yield {"all pods answer": answering, "one service hangs": hanging}
         _delete_services(namespace)
-    return {"all pods answer": answering, "one service hangs": hanging}
+
+
+def _set_up(num_services: int, namespace: str) -> None:
+    """All services with all their pods ready and read by the operator."""
+    began = time.monotonic()
+    names = [*(f"bench-{n}" for n in range(num_services - 1)), HANGING]
+    _create([_service(name) for name in names], namespace)
+    _create([_address(s) for s in kube.items("inferenceservices", namespace)], namespace)
+    print(f"{num_services} services after {time.monotonic() - began:.0f} s", flush=True)
+    installation.upgrade(f"scaling.scrapeIntervalSeconds={INTERVAL_SECONDS}")
+    kube.wait_until(
+        lambda: _num_read() >= num_services,
+        READY_SECONDS,
+        "the pods of all services to be read",
+    )
+    print(f"all pods are read after {time.monotonic() - began:.0f} s", flush=True)
 
 
 def _delete_services(namespace: str) -> None:
@@ -288,6 +295,10 @@ def table(report: kube.Json) -> str:
     for row in rows:
         cells = (str(phase.get(row, "")) for phase in phases.values())
         lines.append(f"| {row} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "A round lasts as long as its slowest service: one that hangs, until its deadline.",
+    ]
     return "\n".join([*lines, "", f"load average before and after: {report['load']}"])
 
 
@@ -299,18 +310,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
     options = parser.parse_args()
     load = [os.getloadavg()[0]]
-    phases = measure(options.services, options.seconds)
-    load.append(os.getloadavg()[0])
-    report = {
-        "processor": processor(),
-        "num_cpus": os.cpu_count(),
-        "num_services": options.services,
-        "phases": phases,
-        "load": [round(value, 2) for value in load],
-    }
-    print(table(report))
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(table(report) + "\n")
+    with measured(options.services, options.seconds) as phases:
+        load.append(os.getloadavg()[0])
+        report = {
+            "processor": processor(),
+            "num_cpus": os.cpu_count(),
+            "num_services": options.services,
+            "phases": phases,
+            "load": [round(value, 2) for value in load],
+        }
+        print(table(report))
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(table(report) + "\n")
 
 
 if __name__ == "__main__":
