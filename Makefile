@@ -69,7 +69,7 @@ model: venv
 	@$(PY) -m quire_cluster.model
 
 e2e: images addons ## the tests on a real cluster (brought up when none is)
-	$(CLUSTER) exec -- $(PY) -m pytest tests/e2e --timeout 600
+	$(CLUSTER) exec -- $(PY) -m pytest tests/e2e --timeout 600 --durations 15
 
 # The end-to-end run stands last, so that pytest's closing line is the last one; a cluster that was not
 # there before is taken down after it, without a word.
