@@ -40,7 +40,7 @@ class Backend:
 
     name: str  # "cpp", "torch" or "triton"
     isa: str  # instruction set of the CPU kernels, "torch" without them
-    pack_linear: Callable[[torch.Tensor], PackedLinear]
+    pack_linear: Callable[..., PackedLinear]
     linear: Callable[..., torch.Tensor]
     embedding: Callable[[torch.Tensor, PackedLinear], torch.Tensor]
     rms_norm: Callable[..., torch.Tensor]

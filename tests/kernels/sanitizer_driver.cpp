@@ -1,11 +1,14 @@
-// Runs every C++ kernel over odd shapes under AddressSanitizer and UndefinedBehaviorSanitizer.
+// Runs every C++ kernel over odd shapes under AddressSanitizer and
+// UndefinedBehaviorSanitizer.
 //
-// Each buffer is a heap block of exactly the size that the kernel may touch, so that one element too far is an error.
-// Results are checked in the Python tests; here a linear against double sums stands for "it did run".
+// Each buffer is a heap block of exactly the size that the kernel may touch, so
+// that one element too far is an error. Results are checked in the Python
+// tests; here a linear against double sums stands for "it did run".
 
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <random>
 
@@ -37,14 +40,18 @@ void fail(const char* what) {
 }
 
 void run_linear(int64_t format, int64_t rows, int64_t columns, int64_t depth) {
-  const int64_t num_values = (columns + 15) / 16 * 16 * depth;
+  const int64_t num_panels = (columns + 15) / 16, num_values = num_panels * 16 * depth;
   const auto x = random_floats(rows * depth), bias = random_floats(columns);
   const Buffer<float> out(rows * columns), row_of_weight(depth);
   Buffer<int64_t> ids(1);
   ids.data[0] = columns - 1;
   const auto run = [&](const void* weight, void* panels) {
-    const PackCall pack{weight, format, columns, depth, panels};
-    quire_pack(&pack);
+    const PackCall pack{weight, format == 3 ? 2 : format, columns, depth, panels};
+    if (format != 3) {
+      quire_pack(&pack);
+    } else if (quire_pack_int8(&pack) != -1) {
+      fail("pack_int8 refused finite weights");
+    }
     const LinearCall call{x.get(), depth, rows, panels, format, columns, depth, bias.get(), out.get(), columns};
     quire_linear(&call);
     const EmbeddingCall embedding{ids.get(), 1, panels, format, columns, depth, row_of_weight.get()};
@@ -54,6 +61,13 @@ void run_linear(int64_t format, int64_t rows, int64_t columns, int64_t depth) {
     const auto weight = random_floats(columns * depth);
     Buffer<float> panels(num_values);
     run(weight.get(), panels.get());
+  } else if (format == 3) {
+    const auto weight = random_floats(columns * depth);
+    Buffer<uint8_t> panels(num_panels * quire::Int8Panels::size(depth));
+    run(weight.get(), panels.get());
+    weight.data[columns * depth - 1] = std::numeric_limits<float>::infinity();
+    const PackCall bad{weight.get(), 2, columns, depth, panels.get()};
+    if (quire_pack_int8(&bad) != columns - 1) fail("pack_int8 took a weight that is not finite");
   } else {
     Buffer<uint16_t> weight(columns * depth), panels(num_values);
     for (int64_t i = 0; i < weight.size; ++i) weight.data[i] = static_cast<uint16_t>(0x3c00 + i % 97);
@@ -126,10 +140,11 @@ int main() {
   quire_set_progress(progress.get());
   for (const int num_threads : {1, 3}) {
     quire_set_num_threads(num_threads);
-    for (const int64_t format : {0, 1, 2}) {
+    for (const int64_t format : {0, 1, 2, 3}) {
       for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 13}) run_linear(format, rows, 33, 7);
       run_linear(format, 9, 100, 1030);
       run_linear(format, 1, 1, 1);
+      run_linear(format, 2, 17, 65);
     }
     for (const int64_t width : {1, 15, 16, 17, 100}) run_rows(5, width);
     run_rows(3, 20000);

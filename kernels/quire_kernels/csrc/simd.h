@@ -62,6 +62,9 @@ QUIRE_INLINE F32x16 widen_bf16(const uint16_t* p) {
 QUIRE_INLINE F32x16 widen_fp16(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+QUIRE_INLINE F32x16 widen_int8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
@@ -123,6 +126,10 @@ QUIRE_INLINE F32x16 widen_fp16(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
           _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
+QUIRE_INLINE __m256 widen_int8_half(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+QUIRE_INLINE F32x16 widen_int8(const int8_t* p) { return {widen_int8_half(p), widen_int8_half(p + 8)}; }
 
 #else
 #error "compile with AVX2, FMA and F16C at least"

@@ -10,13 +10,19 @@ namespace quire {
 template <int ROWS, int VECTORS>
 using Tile = F32x16[ROWS][VECTORS];
 
-template <int ROWS, int VECTORS>
-QUIRE_INLINE void clear(Tile<ROWS, VECTORS>& acc) {
+// f(r, v) for each register of a tile
+template <int ROWS, int VECTORS, class F>
+QUIRE_INLINE void each(const F& f) {
 #pragma GCC unroll 32
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 32
-    for (int v = 0; v < VECTORS; ++v) acc[r][v] = zero();
+    for (int v = 0; v < VECTORS; ++v) f(r, v);
   }
+}
+
+template <int ROWS, int VECTORS>
+QUIRE_INLINE void clear(Tile<ROWS, VECTORS>& acc) {
+  each<ROWS, VECTORS>([&](int r, int v) { acc[r][v] = zero(); });
 }
 
 // acc[r][v] += a[r * lda + k] * b(k, v) for k in [begin, end): one fused multiply-add a step, in order of k, so that an

@@ -18,17 +18,28 @@ QUIRE_API void quire_set_num_threads(int32_t num_threads) { quire::state().num_t
 QUIRE_API void quire_set_progress(int64_t* cell) { quire::state().progress = cell; }
 
 struct PackCall {
-  const void* weight;  // [N, K]
+  const void* weight;  // [N, K] in `format`, one of the plain ones
   int64_t format, num_columns, depth;
   void* panels;
 };
 
 QUIRE_API void quire_pack(const PackCall* call) {
-  quire::with_format(static_cast<quire::WeightFormat>(call->format), [&](auto traits) {
+  quire::with_plain_format(static_cast<quire::WeightFormat>(call->format), [&](auto traits) {
     using Stored = typename decltype(traits)::Stored;
     quire::pack<decltype(traits)>(static_cast<const Stored*>(call->weight), call->num_columns, call->depth,
                                   static_cast<Stored*>(call->panels));
   });
+}
+
+// Quantizes a weight of the plain format `format` to int8 panels. The first row with a value that is not finite, or -1.
+QUIRE_API int64_t quire_pack_int8(const PackCall* call) {
+  int64_t bad = -1;
+  quire::with_plain_format(static_cast<quire::WeightFormat>(call->format), [&](auto traits) {
+    using Stored = typename decltype(traits)::Stored;
+    bad = quire::pack_int8<decltype(traits)>(static_cast<const Stored*>(call->weight), call->num_columns, call->depth,
+                                             static_cast<uint8_t*>(call->panels));
+  });
+  return bad;
 }
 
 struct LinearCall {

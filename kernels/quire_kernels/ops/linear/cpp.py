@@ -7,10 +7,16 @@ import torch
 
 from quire_kernels.checks import bad_input
 from quire_kernels.errors import KernelInputError
-from quire_kernels.ops.linear.packed import PackedLinear, WeightFormat
+from quire_kernels.ops.linear.int8 import GROUP_SIZE, not_finite
+from quire_kernels.ops.linear.packed import PackedLinear, Quantization, WeightFormat
 
 # WeightFormat in kernel.h
-_CODES: dict[WeightFormat, int] = {"panels-bf16": 0, "panels-fp16": 1, "panels-fp32": 2}
+_CODES: dict[WeightFormat, int] = {
+    "panels-bf16": 0,
+    "panels-fp16": 1,
+    "panels-fp32": 2,
+    "panels-int8": 3,
+}
 _LANES = 16
 # the calls' arguments as csrc/variant.cpp lays them out
 _PACK = struct.Struct("5q").pack
@@ -23,13 +29,16 @@ class CppLinear:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._pack = library.quire_pack
+        self._pack_int8 = library.quire_pack_int8
         self._linear = library.quire_linear
         self._embedding = library.quire_embedding
 
-    def pack(self, weight: torch.Tensor) -> PackedLinear:
-        """Panels of `weight` [N, K] in the narrowest format that loses nothing."""
+    def pack(self, weight: torch.Tensor, quantization: Quantization | None = None) -> PackedLinear:
+        """Panels of `weight` [N, K] in the narrowest format that loses nothing, or in int8."""
         if weight.dim() != 2 or not weight.dtype.is_floating_point or weight.device.type != "cpu":
             raise bad_input("weight must be a floating [N, K] on the CPU", weight=weight)
+        if quantization == "int8":
+            return self._quantize(weight)
         num_columns, depth = weight.shape
         source, panel_format = _narrow(weight.detach())
         num_panels = -(-num_columns // _LANES)
@@ -38,6 +47,20 @@ class CppLinear:
         code = _CODES[panel_format]
         self._pack(_PACK(source.data_ptr(), code, num_columns, depth, panels.data_ptr()))
         return PackedLinear((num_columns, depth), panel_format, panels, panels.data_ptr(), code)
+
+    def _quantize(self, weight: torch.Tensor) -> PackedLinear:
+        num_columns, depth = weight.shape
+        source, source_format = _plain(weight.detach())
+        scale_bytes = -(-depth // GROUP_SIZE) * _LANES * torch.bfloat16.itemsize
+        num_panels = -(-num_columns // _LANES)
+        panels = torch.empty((num_panels, scale_bytes + depth * _LANES), dtype=torch.uint8)
+        code = _CODES[source_format]
+        bad = self._pack_int8(_PACK(source.data_ptr(), code, num_columns, depth, panels.data_ptr()))
+        if bad >= 0:
+            raise not_finite(bad)
+        return PackedLinear(
+            (num_columns, depth), "panels-int8", panels, panels.data_ptr(), _CODES["panels-int8"]
+        )
 
     def linear(
         self,
@@ -101,14 +124,21 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.dtype is torch.float32 and tensor.is_contiguous()
 
 
-def _narrow(weight: torch.Tensor) -> tuple[torch.Tensor, WeightFormat]:
-    """The weight, contiguous, in the narrowest format that holds every value exactly."""
+def _plain(weight: torch.Tensor) -> tuple[torch.Tensor, WeightFormat]:
+    """The weight, contiguous, in its own 16 bits, or else in float32."""
     if weight.dtype is torch.bfloat16:
         return weight.contiguous(), "panels-bf16"
     if weight.dtype is torch.float16:
         return weight.contiguous(), "panels-fp16"
-    wide = weight.float().contiguous()
-    narrow = wide.bfloat16()
-    if torch.equal(narrow.float(), wide):
+    return weight.float().contiguous(), "panels-fp32"
+
+
+def _narrow(weight: torch.Tensor) -> tuple[torch.Tensor, WeightFormat]:
+    """The weight, contiguous, in the narrowest format that holds every value exactly."""
+    plain, plain_format = _plain(weight)
+    if plain_format != "panels-fp32":
+        return plain, plain_format
+    narrow = plain.bfloat16()
+    if torch.equal(narrow.float(), plain):
         return narrow, "panels-bf16"
-    return wide, "panels-fp32"
+    return plain, "panels-fp32"

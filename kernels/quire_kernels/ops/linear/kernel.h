@@ -1,19 +1,45 @@
-// x @ weight.T over panels of 16 output columns, [ceil(N/16)][K][16], in bf16, fp16 or fp32.
+// x @ weight.T over panels of 16 output columns, [ceil(N/16)][K][16], in bf16, fp16, fp32 or int8 (int8.h).
 //
-// Each output element is one chain of fused multiply-adds over k = 0, 1, ..., K-1, then the bias: the same bits
-// whatever T, the thread count, the block sizes below and the instruction set are.
+// Each output element is one chain of fused multiply-adds over k = 0, 1, ..., K-1 (int8: one a group of k, and one over
+// the groups), then the bias: the same bits whatever T, the thread count, the block sizes below and the instruction set
+// are.
 #pragma once
 
 #include <algorithm>
 
 #include "csrc/parallel.h"
 #include "csrc/tile.h"
+#include "ops/linear/int8.h"
 
 namespace quire {
 
-enum class WeightFormat : int32_t { kBf16 = 0, kFp16 = 1, kFp32 = 2 };
+enum class WeightFormat : int32_t { kBf16 = 0, kFp16 = 1, kFp32 = 2, kInt8 = 3 };
 
-struct Bf16Panels {
+// Panels of one value for each k and column; Format says how a value is stored.
+template <class Format>
+struct PlainPanels {
+  static constexpr int64_t kDepthUnit = 1;  // blocks of k begin at multiples of it
+
+  // of Stored in a panel
+  static constexpr int64_t size(int64_t depth) { return depth * kLanes; }
+
+  // acc += x[., begin:end] times the panels at `first` and beside it, panel_size apart
+  template <int ROWS, int VECTORS, class Stored>
+  static QUIRE_INLINE void accumulate(Tile<ROWS, VECTORS>& acc, const float* x, int64_t ldx, const Stored* first,
+                                      int64_t panel_size, int64_t begin, int64_t end) {
+    multiply_add<ROWS, VECTORS>(acc, x, ldx, begin, end,
+                                [&](int64_t k, int v) { return Format::widen(first + v * panel_size + k * kLanes); });
+  }
+
+  // out[k] = the weight at k of a panel's column
+  template <class Stored>
+  static void read_column(const Stored* panel, int column, int64_t depth, float* out) {
+    const Stored* place = panel + Format::position(column);
+    for (int64_t k = 0; k < depth; ++k) out[k] = Format::value(place[k * kLanes]);
+  }
+};
+
+struct Bf16Panels : PlainPanels<Bf16Panels> {
   using Stored = uint16_t;
   static QUIRE_INLINE F32x16 widen(const uint16_t* p) { return widen_bf16(p); }
   // where column c of a panel is stored
@@ -26,28 +52,36 @@ struct Bf16Panels {
   }
 };
 
-struct Fp16Panels {
+struct Fp16Panels : PlainPanels<Fp16Panels> {
   using Stored = uint16_t;
   static QUIRE_INLINE F32x16 widen(const uint16_t* p) { return widen_fp16(p); }
   static constexpr int position(int c) { return c; }
   static float value(uint16_t bits) { return _cvtsh_ss(bits); }
 };
 
-struct Fp32Panels {
+struct Fp32Panels : PlainPanels<Fp32Panels> {
   using Stored = float;
   static QUIRE_INLINE F32x16 widen(const float* p) { return load(p); }
   static constexpr int position(int c) { return c; }
   static float value(float f) { return f; }
 };
 
-// f(panels) with the traits of `format`.
+// f(panels) with the traits of `format`, one of the plain ones.
 template <class F>
-void with_format(WeightFormat format, const F& f) {
+void with_plain_format(WeightFormat format, const F& f) {
   switch (format) {
     case WeightFormat::kBf16: return f(Bf16Panels{});
     case WeightFormat::kFp16: return f(Fp16Panels{});
     case WeightFormat::kFp32: return f(Fp32Panels{});
+    case WeightFormat::kInt8: return;
   }
+}
+
+// f(panels) with the traits of `format`.
+template <class F>
+void with_format(WeightFormat format, const F& f) {
+  if (format == WeightFormat::kInt8) return f(Int8Panels{});
+  with_plain_format(format, f);
 }
 
 template <class Panels>
@@ -72,7 +106,9 @@ struct Linear {
 
   void run() const {
     const int64_t num_depth_blocks = std::max<int64_t>(1, (depth + kDepthBlock - 1) / kDepthBlock);
-    const int64_t depth_step = std::max<int64_t>(1, (depth + num_depth_blocks - 1) / num_depth_blocks);
+    constexpr int64_t kUnit = Panels::kDepthUnit;
+    const int64_t even = (depth + num_depth_blocks - 1) / num_depth_blocks;
+    const int64_t depth_step = std::max<int64_t>(1, (even + kUnit - 1) / kUnit) * kUnit;
     const int64_t fit = kBlockFloats / depth_step / kTileRows * kTileRows;
     const int64_t row_step = std::max<int64_t>(fit, kTileRows);
     const int64_t num_row_blocks = (num_rows + row_step - 1) / row_step;
@@ -117,24 +153,14 @@ struct Linear {
     } else {
       each<ROWS, VECTORS>([&](int r, int v) { acc[r][v] = load_some(place(row + r, panel + v), width(panel + v)); });
     }
-    const int64_t panel_size = depth * kLanes;
-    const Stored* first = panels + panel * panel_size;
-    multiply_add<ROWS, VECTORS>(acc, x + row * ldx, ldx, begin, end,
-                                [&](int64_t k, int v) { return Panels::widen(first + v * panel_size + k * kLanes); });
+    const int64_t panel_size = Panels::size(depth);
+    Panels::template accumulate<ROWS, VECTORS>(acc, x + row * ldx, ldx, panels + panel * panel_size, panel_size, begin,
+                                               end);
     if (bias != nullptr && end == depth) {
       each<ROWS, VECTORS>(
           [&](int r, int v) { acc[r][v] = add(acc[r][v], load_some(bias + (panel + v) * kLanes, width(panel + v))); });
     }
     each<ROWS, VECTORS>([&](int r, int v) { store_some(place(row + r, panel + v), acc[r][v], width(panel + v)); });
-  }
-
-  template <int ROWS, int VECTORS, class F>
-  static QUIRE_INLINE void each(const F& f) {
-#pragma GCC unroll 32
-    for (int r = 0; r < ROWS; ++r) {
-#pragma GCC unroll 32
-      for (int v = 0; v < VECTORS; ++v) f(r, v);
-    }
   }
 
   float* place(int64_t row, int64_t panel) const { return out + row * ldo + panel * kLanes; }
@@ -163,9 +189,8 @@ int64_t embedding(const int64_t* ids, int64_t num_ids, const typename Panels::St
     if (ids[t] < 0 || ids[t] >= num_columns) return t;
   }
   parallel_rows(num_ids, depth * 4, [&](int64_t t) {
-    const auto* source =
-        panels + ids[t] / kLanes * depth * kLanes + Panels::position(static_cast<int>(ids[t] % kLanes));
-    for (int64_t k = 0; k < depth; ++k) out[t * depth + k] = Panels::value(source[k * kLanes]);
+    const auto* panel = panels + ids[t] / kLanes * Panels::size(depth);
+    Panels::read_column(panel, static_cast<int>(ids[t] % kLanes), depth, out + t * depth);
   });
   return -1;
 }

@@ -1,0 +1,75 @@
+"""Int8 weights: the meaning of the format, in torch.
+
+A row is cut into groups of 64 along K. Each has one scale, the smallest bfloat16 s >= max|w| / 127,
+and the values round(w / s) in [-127, 127]. An int8 times a bfloat16 is exact in float32, so
+s * value is one number everywhere, and it lies within s / 2 of w.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from quire_kernels.checks import bad_input
+from quire_kernels.errors import KernelInputError
+
+GROUP_SIZE = 64
+MAX_VALUE = 127  # -128 is left out: the grid is symmetric
+_WEIGHTS_AT_ONCE = 1 << 22  # whose float32 copies exist at the same time
+
+
+def check_float_matrix(weight: torch.Tensor) -> None:
+    """Raises KernelInputError unless `weight` is a floating [N, K]."""
+    if weight.dim() != 2 or not weight.dtype.is_floating_point:
+        raise bad_input("weight must be a floating [N, K]", weight=weight)
+
+
+def not_finite(row: int) -> KernelInputError:
+    """The error for a weight with an infinity or a NaN in `row`."""
+    return KernelInputError(
+        f"weights to be quantized must be finite, got an infinity or NaN in row {row}; keep this "
+        "weight in 16 bits"
+    )
+
+
+def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values [N, K] int8 and scales [N, ceil(K / 64)] bfloat16 of a weight [N, K].
+
+    Raises:
+        KernelInputError: a weight is not finite.
+    """
+    check_float_matrix(weight)
+    num_rows, depth = weight.shape
+    values = torch.empty(num_rows, depth, dtype=torch.int8, device=weight.device)
+    num_groups = -(-depth // GROUP_SIZE)
+    scales = torch.empty(num_rows, num_groups, dtype=torch.bfloat16, device=weight.device)
+    step = max(1, _WEIGHTS_AT_ONCE // max(1, depth))
+    for begin in range(0, num_rows, step):
+        rows = slice(begin, begin + step)
+        groups = _groups(weight[rows].detach().float())
+        largest = groups.abs().amax(dim=2)
+        if not torch.isfinite(largest).all():
+            raise not_finite(begin + int(torch.isfinite(largest).all(dim=1).int().argmin()))
+        scales[rows] = _round_up(largest / MAX_VALUE)
+        divisor = scales[rows].float()
+        divisor[divisor == 0] = 1  # all weights are zero, or so near that no scale is left
+        rounded = (groups / divisor[:, :, None]).round()
+        values[rows] = rounded.flatten(1)[:, :depth].to(torch.int8)
+    return values, scales
+
+
+def dequantize_int8(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The weight [N, K] float32 that values and scales stand for."""
+    wide = scales.float().repeat_interleave(GROUP_SIZE, dim=1)[:, : values.shape[1]]
+    return values.float() * wide
+
+
+def _groups(rows: torch.Tensor) -> torch.Tensor:
+    """[N, K] as [N, ceil(K / 64), 64], zeros behind the last."""
+    depth = rows.shape[1]
+    num_groups = -(-depth // GROUP_SIZE)
+    return F.pad(rows, (0, -depth % GROUP_SIZE)).view(-1, num_groups, GROUP_SIZE)
+
+
+def _round_up(scales: torch.Tensor) -> torch.Tensor:
+    """Float32 to bfloat16, never below: rounding down would put the largest weight off the grid."""
+    bits = scales.contiguous().view(torch.int32) + 0xFFFF
+    return (bits >> 16).to(torch.int16).view(torch.bfloat16)

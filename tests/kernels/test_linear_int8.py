@@ -1,0 +1,234 @@
+"""Int8 weights: the quantizer against the rounding error that arithmetic promises, the kernels
+against double precision over the dequantized weight.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quire_kernels import KernelInputError
+from quire_kernels.backends import Backend, cpp_backend, torch_backend
+from quire_kernels.library import available_isas
+from quire_kernels.ops.linear.int8 import GROUP_SIZE, dequantize_int8, quantize_int8
+
+SHAPES = [
+    (1, 1, 1),
+    (1, 960, 576),
+    (2, 33, 5),
+    (3, 16, 63),
+    (5, 16, 64),
+    (6, 15, 65),
+    (7, 17, 100),
+    (13, 100, 2500),
+    (70, 40, 1030),
+]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+DEPTH = 1024
+
+
+def with_outliers(weight: torch.Tensor, size: float) -> torch.Tensor:
+    """The weight with one weight in a thousand `size` times as large, as trained models have."""
+    return torch.where(torch.rand_like(weight) < 1e-3, weight * size, weight)
+
+
+# ---- the quantizer ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("outliers", [1.0, 30.0])
+def test_no_weight_is_off_by_more_than_half_a_step(dtype: torch.dtype, outliers: float) -> None:
+    weight = with_outliers(torch.randn(64, DEPTH), outliers).to(dtype)
+    values, scales = quantize_int8(weight)
+    step = scales.float().repeat_interleave(GROUP_SIZE, 1)
+    error = (dequantize_int8(values, scales) - weight.float()).abs()
+    assert (error <= step / 2 * (1 + 1e-6)).all()
+    largest = weight.float().unflatten(1, (-1, GROUP_SIZE)).abs().amax(2)
+    assert (scales.float() * 127 >= largest * (1 - 1e-6)).all()  # nothing is clipped
+    assert (scales.float() * 127 <= largest * (1 + 2**-7 + 1e-6)).all()  # and no step is wasted
+
+
+def test_the_error_is_that_of_uniform_rounding() -> None:
+    """A step s rounds with variance s² / 12 (Bennett 1948) where weights spread over many steps."""
+    weight = torch.randn(256, DEPTH)
+    values, scales = quantize_int8(weight)
+    step = scales.double().repeat_interleave(GROUP_SIZE, 1)
+    error = dequantize_int8(values, scales).double() - weight
+    assert (error.square().mean() / (step.square().mean() / 12)).item() == pytest.approx(
+        1, abs=0.02
+    )
+    # the largest of 64 normal weights lies at 2.6 sigma: a step of 2 %, an error of 0.6 %
+    assert error.square().mean().sqrt().item() == pytest.approx(2.6 / 127 / 12**0.5, rel=0.05)
+
+
+def test_an_outlier_costs_its_own_group_only() -> None:
+    weight = torch.randn(64, DEPTH)
+    spoiled = weight.clone()
+    spoiled[:, 70] = 300.0
+    before, after = (dequantize_int8(*quantize_int8(w)) for w in (weight, spoiled))
+    others = torch.arange(DEPTH) // GROUP_SIZE != 70 // GROUP_SIZE
+    assert torch.equal(before[:, others], after[:, others])
+    assert (after[:, 70] - 300).abs().max() <= 300 / 127 / 2 * (1 + 2**-7)
+
+
+def test_groups_keep_outlier_weights_far_better_than_one_scale_a_row() -> None:
+    """Why there are groups: a row's outlier of 30 sigma would set the step of all its weights."""
+    weight = with_outliers(torch.randn(256, DEPTH), 30.0)
+    grouped = dequantize_int8(*quantize_int8(weight)) - weight
+    step = weight.abs().amax(1, keepdim=True) / 127
+    by_row = (weight / step).round() * step - weight
+    assert grouped.square().mean().sqrt() < 0.4 * by_row.square().mean().sqrt()
+
+
+def test_zeros_and_the_smallest_weights() -> None:
+    weight = torch.zeros(4, 130)
+    weight[1, 5], weight[2, 129], weight[3, 0] = 1e-30, -3e38, 1e-45
+    values, scales = quantize_int8(weight)
+    back = dequantize_int8(values, scales)
+    assert not back[0].any()
+    assert back[1, 5].item() == pytest.approx(1e-30, rel=0.01)
+    assert back[2, 129].item() == pytest.approx(-3e38, rel=0.01)
+    assert torch.isfinite(back).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns", "depth"), SHAPES)
+def test_every_variant_quantizes_as_the_reference(
+    compiled: Backend, rows: int, columns: int, depth: int, dtype: torch.dtype
+) -> None:
+    del rows
+    weight = with_outliers(torch.randn(columns, depth), 20.0).to(dtype)
+    packed = compiled.pack_linear(weight, "int8")
+    ids = torch.arange(columns)
+    assert torch.equal(compiled.embedding(ids, packed), dequantize_int8(*quantize_int8(weight)))
+
+
+@pytest.mark.skipif(not available_isas(), reason="no compiled variant")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    exponents=st.lists(st.integers(-60, 60), min_size=1, max_size=4),
+    depth=st.integers(1, 200),
+    seed=st.integers(0, 1000),
+)
+def test_every_magnitude_is_quantized_as_the_reference_does(
+    exponents: list[int], depth: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(len(exponents), depth, generator=generator)
+    weight *= torch.tensor([2.0**exponent for exponent in exponents])[:, None]
+    ids = torch.arange(len(exponents))
+    for isa in available_isas():
+        backend = cpp_backend(isa)
+        packed = backend.pack_linear(weight, "int8")
+        assert torch.equal(backend.embedding(ids, packed), dequantize_int8(*quantize_int8(weight)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_that_are_not_finite_are_refused(
+    cpu_backend: Backend, dtype: torch.dtype, bad: float
+) -> None:
+    weight = torch.randn(40, 70).to(dtype)
+    weight[31, 69] = weight[33, 0] = bad
+    with pytest.raises(KernelInputError, match="must be finite, got an infinity or NaN in row 31"):
+        cpu_backend.pack_linear(weight, "int8")
+
+
+def test_only_float_matrices_are_quantized(cpu_backend: Backend) -> None:
+    with pytest.raises(KernelInputError, match="weight must be a floating"):
+        cpu_backend.pack_linear(torch.zeros(3, 4, dtype=torch.int8), "int8")
+
+
+# ---- the product --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns", "depth"), SHAPES)
+def test_equals_double_precision_over_the_dequantized_weight(
+    cpu_backend: Backend, rows: int, columns: int, depth: int, dtype: torch.dtype
+) -> None:
+    x, bias = torch.randn(rows, depth), torch.randn(columns)
+    weight = torch.randn(columns, depth).to(dtype)
+    result = cpu_backend.linear(x, cpu_backend.pack_linear(weight, "int8"), bias)
+    expected = x.double() @ dequantize_int8(*quantize_int8(weight)).double().T + bias
+    bound = 1e-6 * depth**0.5 * 3 + 1e-6
+    torch.testing.assert_close(result.double(), expected, atol=bound, rtol=1e-5)
+
+
+@pytest.mark.parametrize("outliers", [1.0, 30.0])
+def test_a_products_error_is_what_the_steps_promise(cpu_backend: Backend, outliers: float) -> None:
+    """Independent roundings of variance s² / 12 add up to sum(x² s² / 12) in a product."""
+    weight = with_outliers(torch.randn(200, DEPTH), outliers)
+    x = torch.randn(50, DEPTH)
+    result = cpu_backend.linear(x, cpu_backend.pack_linear(weight, "int8"))
+    _, scales = quantize_int8(weight)
+    variance = x.double().square() @ (
+        scales.double().repeat_interleave(GROUP_SIZE, 1).square().T / 12
+    )
+    normed = (result.double() - x.double() @ weight.double().T) / variance.sqrt()
+    assert normed.square().mean().sqrt().item() == pytest.approx(1, abs=0.1)
+    assert normed.abs().max().item() < 6
+
+
+def test_bitwise_the_same_at_any_number_of_rows_and_threads(compiled: Backend) -> None:
+    x = torch.randn(140, 1100)
+    packed = compiled.pack_linear(torch.randn(83, 1100).bfloat16(), "int8")
+    compiled.set_num_threads(1)
+    alone = torch.cat([compiled.linear(row, packed) for row in x.split(1)])
+    for num_threads in (1, 3):
+        compiled.set_num_threads(num_threads)
+        for rows in (1, 2, 3, 4, 5, 6, 7, 12, 37, 140):
+            assert torch.equal(compiled.linear(x[:rows], packed), alone[:rows]), rows
+
+
+@pytest.mark.skipif(not available_isas(), reason="no compiled variant")
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 90),
+    depth=st.integers(1, 200),
+    data=st.data(),
+)
+def test_a_row_does_not_depend_on_its_neighbours(
+    rows: int, columns: int, depth: int, data: st.DataObject
+) -> None:
+    backend = cpp_backend(available_isas()[0])
+    packed = backend.pack_linear(torch.randn(columns, depth).bfloat16(), "int8")
+    x = torch.randn(rows, depth)
+    begin = data.draw(st.integers(0, rows - 1))
+    end = data.draw(st.integers(begin + 1, rows))
+    assert torch.equal(backend.linear(x[begin:end], packed), backend.linear(x, packed)[begin:end])
+
+
+def test_all_instruction_sets_give_the_same_bits() -> None:
+    x, weight = torch.randn(9, 170), torch.randn(50, 170).bfloat16()
+    results = []
+    for isa in available_isas():
+        backend = cpp_backend(isa)
+        results.append(backend.linear(x, backend.pack_linear(weight, "int8")))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_no_rows_and_no_depth(cpu_backend: Backend) -> None:
+    packed = cpu_backend.pack_linear(torch.randn(20, 30), "int8")
+    assert cpu_backend.linear(torch.empty(0, 30), packed).shape == (0, 20)
+    empty = cpu_backend.pack_linear(torch.empty(20, 0), "int8")
+    assert not cpu_backend.linear(torch.empty(3, 0), empty).any()
+
+
+@pytest.mark.parametrize(("columns", "depth"), [(1, 1), (16, 64), (33, 100), (960, 576)])
+def test_bytes_are_one_a_value_and_two_a_scale(compiled: Backend, columns: int, depth: int) -> None:
+    padded, groups = math.ceil(columns / 16) * 16, math.ceil(depth / GROUP_SIZE)
+    weight = torch.randn(columns, depth).bfloat16()
+    assert compiled.pack_linear(weight, "int8").nbytes == padded * (depth + 2 * groups)
+    reference = torch_backend().pack_linear(weight, "int8")
+    assert reference.nbytes == columns * (depth + 2 * groups)
+
+
+@pytest.mark.parametrize("bad", [-1, 37])
+def test_embedding_refuses_ids_outside(compiled: Backend, bad: int) -> None:
+    packed = compiled.pack_linear(torch.randn(37, 21), "int8")
+    with pytest.raises(KernelInputError, match=rf"\[0, 37\), got {bad} at index 1"):
+        compiled.embedding(torch.tensor([3, bad]), packed)
