@@ -21,6 +21,7 @@ from quire_engine.config import (
     Dtype,
     EngineConfig,
     LoadFormat,
+    Quantization,
     VerifyMode,
     require_built,
 )
@@ -62,6 +63,10 @@ def serve(
     dtype: Annotated[
         Dtype, typer.Option(help="Number format of weights and activations.")
     ] = "auto",
+    quantization: Annotated[
+        Quantization | None,
+        typer.Option(help="int8: half the bytes of bfloat16, on a CPU. Default: as stored."),
+    ] = None,
     device: Annotated[Device, typer.Option(help="auto: the GPU where there is one.")] = "auto",
     load_format: Annotated[LoadFormat, typer.Option(help="dummy: random weights.")] = "auto",
     verify_weights: Annotated[
@@ -103,6 +108,7 @@ def serve(
     config = EngineConfig(
         model=model,
         dtype=dtype,
+        quantization=quantization,
         device=device,
         load_format=load_format,
         verify_weights=verify_weights,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import quire_kernels as kernels
-from quire_engine.config import EngineConfig
+from quire_engine.config import EngineConfig, Quantization
 from quire_engine.errors import ModelMissing, ModelUnsupported
 from quire_engine.gguf import GgufFile
 from quire_engine.gguf_names import ROPE_FACTORS
@@ -51,13 +51,19 @@ def load_model(
     weight_dtype = _weight_dtype(config, device, source)
     activation_dtype = torch.float32 if device.type == "cpu" else weight_dtype or torch.bfloat16
     reader = _Reader(
-        source, expected_shapes(model), device, weight_dtype, activation_dtype, on_tensor
+        source,
+        expected_shapes(model),
+        device,
+        weight_dtype,
+        activation_dtype,
+        config.quantization,
+        on_tensor,
     )
     weights = _weights(model, reader, num_positions)
     return LoadedModel(
         decoder=Decoder(model, weights),
         weight_bytes=weight_bytes(weights),
-        weight_dtype=str(reader.matrix_dtype).removeprefix("torch."),
+        weight_dtype=config.quantization or str(reader.matrix_dtype).removeprefix("torch."),
         activation_dtype=activation_dtype,
         device=device,
     )
@@ -108,6 +114,7 @@ class _Reader:
         device: torch.device,
         weight_dtype: torch.dtype | None,
         activation_dtype: torch.dtype,
+        quantization: Quantization | None,
         on_tensor: Callable[[], None],
     ) -> None:
         self._source = source
@@ -115,6 +122,7 @@ class _Reader:
         self._device = device
         self._weight_dtype = weight_dtype
         self._activation_dtype = activation_dtype
+        self._quantization = quantization
         self._on_tensor = on_tensor
         self.matrix_dtype = weight_dtype
 
@@ -123,12 +131,18 @@ class _Reader:
         return name in self._shapes
 
     def matrix(self, *names: str) -> kernels.PackedLinear:
-        """The matrices `names`, one under the other, packed."""
+        """The matrices `names`, one under the other, packed. ModelUnsupported where an infinity or
+        a NaN among them cannot be quantized."""
         parts = [self._read(name) for name in names]
         weight = parts[0] if len(parts) == 1 else torch.cat(parts)
         weight = weight.to(self._device, self._weight_dtype or weight.dtype)
         self.matrix_dtype = weight.dtype
-        return kernels.pack_linear(weight)
+        try:
+            return kernels.pack_linear(weight, self._quantization)
+        except kernels.KernelInputError as error:
+            raise ModelUnsupported(
+                f"{' and '.join(names)} must be weights that can be packed: {error}"
+            ) from error
 
     def vector(self, *names: str) -> Tensor:
         """The vectors `names`, one after the other, in the activations' dtype."""

@@ -26,6 +26,7 @@ from quire_engine.weight_facts import (
     WeightFacts,
     compute_dtype,
     part_of,
+    require_quantizable,
     weight_bytes,
     weight_dtype,
 )
@@ -95,6 +96,7 @@ def make_plan(
     `memory_bytes` are those of one GPU, or the container's limit on a CPU. ConfigError for settings
     that cannot be served in any memory.
     """
+    require_quantizable(model, weights, engine, device)
     again = partial(_planned, model, weights, device=device, memory_bytes=memory_bytes)
     plan = again(engine)
     if plan.fits is False:

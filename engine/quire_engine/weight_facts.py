@@ -29,6 +29,7 @@ DeviceKind: TypeAlias = Literal["cpu", "cuda"]
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' and GGUF's
 PANEL_ROWS = 16  # the CPU kernels' panels: the last one is filled up with zeros
+INT8_GROUP = 64  # int8 values of a row that share one bfloat16 scale
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,35 @@ def weight_bytes(
 def matrix_bytes(
     matrix: Matrix, stored: Iterable[str], engine: EngineConfig, device: DeviceKind
 ) -> int:
-    """One packed matrix of tensors stored in these formats. Quantization at load belongs here."""
+    """One packed matrix of tensors stored in these formats."""
     rows = -(-matrix.rows // PANEL_ROWS) * PANEL_ROWS if device == "cpu" else matrix.rows
+    if engine.quantization == "int8":
+        scales = -(-matrix.columns // INT8_GROUP)
+        return rows * (matrix.columns + scales * DTYPE_BYTES["bfloat16"])
     value_bytes = max(_loaded_bytes(dtype, engine, device) for dtype in stored)
     return rows * matrix.columns * value_bytes
+
+
+def require_quantizable(
+    model: ModelConfig, weights: WeightFacts, engine: EngineConfig, device: DeviceKind
+) -> None:
+    """ConfigError where these weights cannot be quantized as the engine is told to."""
+    method = engine.quantization
+    if method is None:
+        return
+    if device != "cpu":
+        raise ConfigError(
+            f"quantization {method} must run on a CPU, got device {device}; leave out "
+            "--quantization, or add --device cpu"
+        )
+    stored = weights.stored
+    for name in (name for matrix in matrices(model) for name in matrix.names):
+        if stored[name] not in FLOAT_NAMES:
+            raise ModelUnsupported(
+                f"quantization {method} must start from float weights ({', '.join(FLOAT_NAMES)}), "
+                f"got {stored[name]} for {name}; leave out --quantization, or take the model's "
+                "float weights"
+            )
 
 
 def vector_values(model: ModelConfig) -> int:
@@ -161,6 +187,8 @@ def compute_dtype(engine: EngineConfig, device: DeviceKind) -> str:
 
 def weight_dtype(weights: WeightFacts, engine: EngineConfig, device: DeviceKind) -> str:
     """What most of the matrices are kept as."""
+    if engine.quantization is not None:
+        return engine.quantization
     if engine.dtype != "auto" and not (device == "cpu" and engine.dtype == "float32"):
         return engine.dtype
     if device == "cuda" or weights.dtype not in DTYPE_BYTES:
@@ -170,7 +198,7 @@ def weight_dtype(weights: WeightFacts, engine: EngineConfig, device: DeviceKind)
 
 def _loaded_bytes(stored: str, engine: EngineConfig, device: DeviceKind) -> int:
     """Bytes of a value once loaded. On a CPU narrow values are widened in registers, so that
-    neither auto nor float32 makes them larger; quantized GGUF becomes bfloat16."""
+    neither auto nor float32 makes them larger; a GGUF's blocks become bfloat16."""
     if engine.dtype != "auto" and not (device == "cpu" and engine.dtype == "float32"):
         return DTYPE_BYTES[engine.dtype]
     if device == "cuda":

@@ -117,6 +117,14 @@ class Engine(_Schema, frozen=True):
             description="Number format of weights and activations. Unset: auto, the engine decides."
         ),
     ] = None
+    quantization: Annotated[
+        Literal["int8"] | None,
+        Meta(
+            description="What float weights are rounded to while they are loaded: int8 halves the "
+            "bytes of bfloat16. It runs on the CPU only (resources.gpus 0) and refuses a GGUF that "
+            "is quantized already. Unset: the weights stay as they are stored.",
+        ),
+    ] = None
     max_model_len: Annotated[
         Annotated[int, Meta(ge=1, le=16_777_216)] | None,
         Meta(
@@ -452,6 +460,11 @@ class Spec(_Schema, frozen=True):
             "!has(self.engine.tensorParallel) || self.engine.tensorParallel == 1"
             " || self.engine.tensorParallel <= self.resources.gpus",
             "engine.tensorParallel must be <= resources.gpus (the GPUs of one replica)",
+        ),
+        Rule(
+            "!has(self.engine.quantization) || self.resources.gpus == 0",
+            "engine.quantization runs on the CPU only: set resources.gpus 0, or remove"
+            " engine.quantization",
         ),
         Rule(
             "self.cache.mode != 'none' || !has(self.model.credentialsSecret)",

@@ -112,6 +112,7 @@ def engine_arguments(key: Key, spec: Spec) -> list[str]:
         ("--device", "cuda" if spec.resources.gpus else "cpu"),
         ("--shutdown-timeout", spec.rollout.drain_seconds),
         ("--dtype", engine.dtype),
+        ("--quantization", engine.quantization),
         ("--max-model-len", engine.max_model_len),
         ("--max-num-seqs", engine.max_num_seqs),
         ("--max-num-batched-tokens", engine.max_batched_tokens),

@@ -19,6 +19,11 @@ pytestmark = pytest.mark.e2e
             {"scaling": {"mode": "builtin", "minReplicas": 3, "maxReplicas": 2}},
             ["minReplicas", "maxReplicas"],
         ),
+        (
+            "chat",
+            {"engine": {"quantization": "int8"}, "resources": {"gpus": 1}},
+            ["engine.quantization", "resources.gpus"],
+        ),
         ("7b", {}, ["7b", "beginning with a letter"]),
         ("a" * 41, {}, ["name", "40"]),
     ],

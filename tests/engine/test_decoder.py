@@ -5,7 +5,9 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import quire_kernels as kernels
 from quire_engine.batch import Chunk
 from quire_engine.config import EngineConfig
 from quire_engine.loader import load_model
@@ -13,6 +15,7 @@ from quire_engine.messages import AddRequest, RequestId, SamplingParams
 from quire_engine.models.decoder import allocate_kv_cache
 from quire_engine.runner import build_inputs
 from quire_engine.sequence import Sequence
+from quire_kernels.ops.linear.int8 import dequantize_int8, quantize_int8
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 8
@@ -65,6 +68,39 @@ def test_logits_equal_transformers_in_float32(family, dtype, tiny_model, referen
         with torch.inference_mode():
             theirs = reference(torch.tensor([prompt])).logits[0]
         torch.testing.assert_close(logits, theirs, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.skipif(kernels.isa() == "torch", reason="no compiled variant")
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_logits_are_bitwise_the_same_in_any_batch(family, quantization, tiny_model):
+    torch.manual_seed(6)
+    prompts = [tuple(torch.randint(0, 128, (length,)).tolist()) for length in (21, 90)]
+    folder = str(tiny_model(family, torch.bfloat16))
+    loaded = load_model(EngineConfig(model=folder, quantization=quantization), CPU)
+    [first] = all_logits(loaded, [sequence_of(prompts[0], range(3))], [(21,)])
+    [second] = all_logits(loaded, [sequence_of(prompts[1], range(12))], [(90,)])
+    together = [sequence_of(prompts[0], range(3)), sequence_of(prompts[1], range(3, 15))]
+    both = all_logits(loaded, together, [(5, 7), (0, 40), (15, 1), (1, 42)])
+    assert torch.equal(both[0], first)
+    assert torch.equal(both[1], second)
+
+
+def test_int8_logits_are_near_those_of_the_weights_that_they_stand_for(tiny_model):
+    """Same products in another order: the dequantized weights through the float path."""
+    folder = tiny_model("llama-untied-bias")
+    loaded = load_model(EngineConfig(model=str(folder), quantization="int8"), CPU)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if tensor.dim() == 2:
+            tensors[name] = dequantize_int8(*quantize_int8(tensor))
+    save_file(tensors, path, {"format": "pt"})
+    rounded = load_model(EngineConfig(model=str(folder)), CPU)
+    prompt = tuple(range(40))
+    [ours] = all_logits(loaded, [sequence_of(prompt, range(5))], [(40,)])
+    [theirs] = all_logits(rounded, [sequence_of(prompt, range(5))], [(40,)])
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
 
 
 def test_a_step_without_a_sampling_row_gives_no_logits(tiny_model):

@@ -10,6 +10,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.errors import ModelUnsupported
 from quire_engine.loader import load_model
 from quire_engine.models.decoder import LayerWeights
+from quire_engine.start import start_engine
 
 CPU = torch.device("cpu")
 _GGUF_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen2-tied": "qwen2", "qwen3": "qwen3"}
@@ -92,6 +93,14 @@ def test_bf16_weights_are_the_same_from_both_formats(family, write_gguf, tiny_mo
 def test_quantized_weights_become_bfloat16(write_gguf):
     model = load(write_gguf("qwen3", "Q8_0"))
     assert model.weight_dtype == "bfloat16"
+
+
+def test_a_float_gguf_is_quantized_and_a_quantized_one_is_not(write_gguf):
+    config = {"device": "cpu", "quantization": "int8", "kv_cache_memory_bytes": 1 << 20}
+    _, ready = start_engine(EngineConfig(model=str(write_gguf("qwen3", "F16")), **config))
+    assert ready.dtype == "int8"
+    with pytest.raises(ModelUnsupported, match=r"must start from float weights .* got Q8_0 for"):
+        start_engine(EngineConfig(model=str(write_gguf("qwen3", "Q8_0")), **config))
 
 
 def test_another_architecture_is_named(write_gguf):

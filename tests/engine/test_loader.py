@@ -6,8 +6,10 @@ from safetensors.torch import load_file, save_file
 
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ModelCorrupt, ModelMissing, ModelUnsupported
+from quire_engine.fetch.headers import read_local
 from quire_engine.loader import load_model
 from quire_engine.models.decoder import LayerWeights
+from quire_engine.weight_facts import weight_bytes
 
 CPU = torch.device("cpu")
 
@@ -61,6 +63,29 @@ def test_an_asked_for_dtype_is_converted_to(tiny_model):
         matrices(converted)[:2], matrices(load(tiny_model(dtype=torch.bfloat16)))[:2], strict=True
     ):
         assert torch.equal(left, right)
+
+
+def test_int8_takes_the_bytes_that_the_plan_counts(tiny_model):
+    for family in ("llama", "llama-untied-bias", "qwen3"):
+        for dtype in (torch.bfloat16, torch.float32):
+            folder = tiny_model(family, dtype)
+            engine = EngineConfig(model=str(folder), quantization="int8")
+            facts = read_local(folder)
+            loaded = load_model(engine, CPU)
+            assert loaded.weight_dtype == "int8"
+            assert loaded.weight_bytes == weight_bytes(facts.config, facts.weights, engine, "cpu")
+
+
+def test_a_weight_that_is_not_finite_is_not_quantized(tiny_model):
+    folder = tiny_model()
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight"][5, 7] = float("nan")
+    save_file(tensors, path)
+    load(folder)
+    rule = r"1\.mlp\.gate_proj.* and .*1\.mlp\.up_proj.*must be finite.* row 165"  # 160 of gate's
+    with pytest.raises(ModelUnsupported, match=rule):
+        load(folder, quantization="int8")
 
 
 def test_progress_moves_with_each_tensor(tiny_model):

@@ -83,6 +83,14 @@ def test_a_small_cache_bounds_the_context_unless_one_is_asked_for(config):
         start.start_engine(config(num_gpu_blocks_override=4, max_model_len=100))
 
 
+def test_int8_weights_are_planned_and_loaded(config):
+    engine, ready = start.start_engine(config(quantization="int8"))
+    plan = start.plan_memory(config(quantization="int8"), torch.device("cpu"))
+    assert (ready.dtype, ready.weight_bytes) == ("int8", plan.weight_bytes)
+    assert ready.weight_bytes < 0.3 * start.start_engine(config())[1].weight_bytes
+    engine.idle_report()
+
+
 def test_a_context_beyond_the_models_is_refused(config):
     with pytest.raises(ConfigError, match=r"max_model_len must be <= 256 .* got 1000000000000"):
         start.start_engine(config(max_model_len=1000000000000))

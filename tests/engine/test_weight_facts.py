@@ -10,7 +10,14 @@ from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError, ModelUnsupported
 from quire_engine.models.config import ModelConfig, from_hugging_face
 from quire_engine.models.shapes import expected_shapes
-from quire_engine.weight_facts import TensorFacts, WeightFacts, part_of, weight_bytes, weight_dtype
+from quire_engine.weight_facts import (
+    TensorFacts,
+    WeightFacts,
+    part_of,
+    require_quantizable,
+    weight_bytes,
+    weight_dtype,
+)
 
 TINY = from_hugging_face(TinyModel().config())
 
@@ -81,6 +88,31 @@ def test_bytes_by_format_and_device(
     vector_values = sum(shape[0] for shape in shapes if len(shape) == 1)
     expected = matrix_values * matrix_bytes + vector_values * vector_bytes
     assert bytes_of(TINY, stored, device, dtype) == expected
+
+
+@pytest.mark.parametrize("stored", ["F32", "BF16", "F16"])
+def test_int8_is_a_byte_a_value_and_two_for_each_64_of_a_row(stored: str) -> None:
+    engine = EngineConfig(model="m", quantization="int8")
+    facts = facts_of(TINY, stored)
+    shapes = expected_shapes(TINY).values()
+    values = sum(rows * columns for rows, columns in (s for s in shapes if len(s) == 2))
+    scales = sum(rows * -(-columns // 64) for rows, columns in (s for s in shapes if len(s) == 2))
+    vectors = sum(shape[0] for shape in shapes if len(shape) == 1)
+    expected = values + 2 * scales + 4 * vectors
+    assert weight_bytes(TINY, facts, engine, "cpu") == expected
+    assert weight_dtype(facts, engine, "cpu") == "int8"
+
+
+def test_what_cannot_be_quantized_is_said() -> None:
+    engine = EngineConfig(model="m", quantization="int8")
+    with pytest.raises(ConfigError, match="int8 must run on a CPU, got device cuda; leave out"):
+        require_quantizable(TINY, facts_of(TINY), engine, "cuda")
+    tensors = tensors_of(TINY)
+    tensors[0] = replace(tensors[0], dtype="Q8_0")
+    with pytest.raises(ModelUnsupported, match=r"got Q8_0 for model\.embed_tokens"):
+        require_quantizable(TINY, WeightFacts.of(tensors, TINY), engine, "cpu")
+    require_quantizable(TINY, facts_of(TINY), engine, "cpu")
+    require_quantizable(TINY, facts_of(TINY, "Q4_1"), EngineConfig(model="m"), "cuda")
 
 
 def test_the_last_panel_of_a_cpus_matrix_is_full() -> None:

@@ -76,6 +76,14 @@ def test_credentials_and_pods_that_fetch_for_themselves_are_refused_together() -
     assert refused[0]["message"].endswith("or remove model.credentialsSecret")
 
 
+def test_quantization_and_gpus_are_refused_together() -> None:
+    assert dict(fields())["spec.engine.quantization"]["enum"] == ["int8"]
+    rules = dict(fields())["spec"]["x-kubernetes-validations"]
+    [refused] = [rule for rule in rules if "quantization" in rule["rule"]]
+    assert refused["rule"] == "!has(self.engine.quantization) || self.resources.gpus == 0"
+    assert refused["message"].endswith("set resources.gpus 0, or remove engine.quantization")
+
+
 def test_scale_and_columns() -> None:
     version = crd.definition()["spec"]["versions"][0]
     assert version["subresources"]["scale"]["labelSelectorPath"] == ".status.selector"

@@ -59,6 +59,12 @@ def test_flags_follow_the_spec_and_extra_ones_come_last() -> None:
 def test_without_gpus_the_engine_runs_on_the_cpu() -> None:
     args = arguments(resources={"gpus": 0})
     assert args[args.index("--device") + 1] == "cpu"
+    assert "--quantization" not in args
+
+
+def test_quantization_is_the_engines_flag() -> None:
+    args = arguments(resources={"gpus": 0}, engine={"quantization": "int8"})
+    assert args[args.index("--quantization") + 1] == "int8"
 
 
 def test_gpus_are_limits_and_their_taint_is_tolerated() -> None:

@@ -73,6 +73,8 @@ def test_without_memory_nothing_is_refused(plan: Plan, tmp_path: Path) -> None:
         ("--device cpu --frob", "BadConfig", "No such option: --frob; see quire-engine serve"),
         ("--max-num-seqs 0", "BadConfig", "max_num_seqs must be >= 1"),
         ("--port 99999", "BadConfig", "port must be in 0..65535"),
+        ("--device cuda --quantization int8", "BadConfig", "int8 must run on a CPU, got device cu"),
+        ("--quantization int5", "BadConfig", "'int5' is not"),
         ("--device cuda --tensor-parallel-size 2", "BadConfig", "tensor_parallel_size must be 1"),
     ],
 )
