@@ -1,10 +1,10 @@
 """The CPU kernels against torch: `python tests/bench/bench_kernels.py [--json FILE]`.
 
 Calls come in bursts that take turns in one process, so that what else the machine does falls on all
-sides alike. The best call and the median are given; the ratio is that of the best, which a busy
-machine disturbs least. A burst's first calls do not count: torch's OpenMP threads still spin then
-from the burst before. Weights are walked through in several copies that together exceed the caches,
-as a model's layers do.
+sides alike. Int8 weights are held against our own bf16 ones. The best call and the median are
+given; the ratio is that of the best, which a busy machine disturbs least. A burst's first calls do
+not count: torch's OpenMP threads still spin then from the burst before. Weights are walked through
+in several copies that together exceed the caches, as a model's layers do.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from memory_read import read_rate
 from processor import processor
 
 import quire_kernels as qk
@@ -113,6 +114,33 @@ def bench_linear(name: str, rows: int, seconds: float) -> Result:
     )
 
 
+def bench_int8(name: str, rows: int, seconds: float) -> Result:
+    """Int8 weights against the same weights in bf16, both ours; at one row beside plain reading."""
+    columns, depth = LAYERS[name]
+    copies = min(24, max(1, math.ceil(CACHE_FILL_BYTES / (columns * depth))))
+    narrow = [torch.randn(columns, depth).bfloat16() for _ in range(copies)]
+    packed = [qk.pack_linear(weight) for weight in narrow]
+    quantized = [qk.pack_linear(weight, "int8") for weight in narrow]
+    x = torch.randn(rows, depth)
+    flops, size = 2 * rows * columns * depth, quantized[0].nbytes
+    reading = read_rate()
+
+    def rate(us: float) -> str:
+        if rows > 4:
+            return f"{flops / us / 1e3:.0f} GFLOP/s"
+        return f"{size / us / 1e3:.1f} of {reading / 1e9:.1f} GB/s"
+
+    return measure(
+        f"int8 linear {name} T={rows}",
+        {
+            "quire": in_turn(quantized, lambda weight: qk.linear(x, weight)),
+            "quire bf16": in_turn(packed, lambda weight: qk.linear(x, weight)),
+        },
+        seconds,
+        rate,
+    )
+
+
 def bench_attention(num_seqs: int, num_queries: int, length: int, seconds: float) -> Result:
     """Ours over a paged cache in random order; torch's over contiguous keys, heads repeated."""
     blocks = -(-length // BLOCK)
@@ -185,6 +213,9 @@ def run_all(seconds: float) -> list[Result]:
         for rows in (1, 8, 32, 128, 512):
             if name != "head" or rows <= 32:
                 results.append(bench_linear(name, rows, seconds))
+    for name in LAYERS:
+        for rows in (1, 8, 128) if name != "head" else (1, 8):
+            results.append(bench_int8(name, rows, seconds))
     for case in [(1, 1, 192), (8, 1, 192), (32, 1, 192), (1, 1, 4096), (8, 1, 2048)]:
         results.append(bench_attention(*case, seconds))
     for case in [(1, 128, 128), (8, 128, 128), (1, 512, 512), (1, 512, 2048)]:
@@ -202,8 +233,9 @@ def main() -> None:
     torch.manual_seed(0)
     print(machine(), f"torch {torch.__version__}\n", sep=", ")
     results = run_all(arguments.seconds)
-    print("Microseconds, best call (median).\n")
-    print("| case | quire | rate | torch | times faster |\n| --- | --- | --- | --- | --- |")
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    print(f"Microseconds, best call (median). Load average: {load}.\n")
+    print("| case | quire | rate | against | times faster |\n| --- | --- | --- | --- | --- |")
     for result in results:
         peers = ", ".join(f"{name} {show(timing)}" for name, timing in result.peers.items())
         print(
