@@ -64,9 +64,9 @@ def dequantize_int8(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 def _groups(rows: torch.Tensor) -> torch.Tensor:
     """[N, K] as [N, ceil(K / 64), 64], zeros behind the last."""
-    depth = rows.shape[1]
+    num_rows, depth = rows.shape
     num_groups = -(-depth // GROUP_SIZE)
-    return F.pad(rows, (0, -depth % GROUP_SIZE)).view(-1, num_groups, GROUP_SIZE)
+    return F.pad(rows, (0, -depth % GROUP_SIZE)).view(num_rows, num_groups, GROUP_SIZE)
 
 
 def _round_up(scales: torch.Tensor) -> torch.Tensor:
