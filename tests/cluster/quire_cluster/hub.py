@@ -491,7 +491,7 @@ def running_mirror(
             scheme = "http" if tls is None else "https"
             yield RunningMirror(mirror, f"{scheme}://{host}:{port}", loop)
         finally:
-            asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+            asyncio.run_coroutine_threadsafe(_stop(runner), loop).result()
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -506,6 +506,17 @@ async def _start(
     await runner.setup()
     await web.TCPSite(runner, host, port, ssl_context=tls).start()
     return mirror, runner, runner.addresses[0][1]
+
+
+async def _stop(runner: web.AppRunner) -> None:
+    """End all connections; those over TLS would wait for their clients' goodbye."""
+    handlers = runner.server.connections if runner.server is not None else []
+    transports = [handler.transport for handler in handlers]
+    await runner.cleanup()
+    for transport in transports:
+        if transport is not None:
+            transport.abort()
+    await asyncio.sleep(0.05)  # until the loop has closed their sockets
 
 
 async def _serve(root: Path, host: str, port: int) -> None:

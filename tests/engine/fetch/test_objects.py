@@ -1,6 +1,7 @@
 """Object stores: whole fetches and plans, and what goes wrong, alike for all three of them."""
 
 import json
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from quire_cluster.hub import Faults
+from quire_cluster.hub import Faults, running_mirror
 from quire_engine.config import EngineConfig
 from quire_engine.fetch import PlanOptions, SourceOptions, job
 from quire_engine.fetch.headers import read_local
@@ -306,3 +307,26 @@ def test_settings_that_cannot_be_read_are_refused(fetch) -> None:
     assert "secret" not in fetch.message["message"].replace("Secret", "").replace(
         "credentialsSecret", ""
     )
+
+
+def test_a_ca_of_ours_opens_a_store_over_tls(fetch, repositories: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    pem = authority.cert_pem.bytes().decode()
+    with running_mirror(repositories, tls=context) as server:
+        storage = {"AWS_ENDPOINT_URL": f"{server.url}/s3"}
+        assert fetch("s3://org/tiny", source={"storage": storage}) == 10
+        assert fetch.message["reason"] == "SourceUnreachable"
+        assert fetch("s3://org/tiny", source={"storage": storage, "ca_pem": pem}) == 0
+
+
+def test_a_hub_of_a_ca_of_ours_is_listed_and_fetched(fetch, repositories: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    pem = authority.cert_pem.bytes().decode()
+    with running_mirror(repositories, tls=context) as server:
+        assert fetch(source={"endpoint": server.url}) == 10
+        assert fetch.message["reason"] == "SourceUnreachable"
+        assert fetch(source={"endpoint": server.url, "ca_pem": pem}) == 0
