@@ -47,6 +47,7 @@ from quire_operator.plan import (
     JoinClaim,
     LeaveClaim,
     Lift,
+    Nudge,
     SetReplicas,
 )
 from quire_operator.projections import project
@@ -93,6 +94,7 @@ class Applier:
             Create: self._create,
             Ensure: self._ensure,
             SetReplicas: self._set_replicas,
+            Nudge: self._nudge,
             Annotate: self._annotate,
             Grow: self._grow,
             JoinClaim: self._join,
@@ -197,6 +199,16 @@ class Applier:
         manifest = children.replicas(self._seen.key, meta.name, meta.uid, action.count)
         answer = await self._client.apply(manifest, names.MANAGER_REPLICAS, force=True)
         logger.info("[%s] %s now has %d replicas", self._seen.key, meta.name, action.count)
+        self._learn(DEPLOYMENT, answer)
+        return None
+
+    async def _nudge(self, action: Nudge) -> Problem | None:
+        meta = action.deployment.meta
+        told = {names.ANNOTATION_NUDGED: f"{action.now:.0f}"}
+        body = {"metadata": {"uid": meta.uid, "annotations": told}}
+        answer = await self._client.patch(
+            DEPLOYMENT, self._namespace, meta.name, body, names.MANAGER
+        )
         self._learn(DEPLOYMENT, answer)
         return None
 

@@ -30,6 +30,9 @@ ANNOTATION_ATTEMPT = f"{GROUP}/attempt"
 ANNOTATION_ASKED = f"{GROUP}/asked"
 """On a fetch Job: who started it, and how it was to go (`fetch.asked`)."""
 
+ANNOTATION_NUDGED = f"{GROUP}/nudged"
+"""On a Deployment whose pods were refused: when we last made its controllers try again."""
+
 SLICE_SERVICE = "kubernetes.io/service-name"
 SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 SLICE_MANAGER = f"operator.{GROUP}"

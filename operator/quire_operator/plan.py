@@ -40,6 +40,8 @@ FIRST_POLL_SECONDS = 1.0
 UNCLEAR_SECONDS = 5.0
 """While a pod has a node and is not ready: events and engines are asked, as nobody tells of them.
 With what the kubelet takes to notice, well within the 15 s that a reason may be late."""
+NUDGE_SECONDS = 10.0
+"""Between two tries of pods that the API server refuses: a raised quota is found by then."""
 WAIT_SECONDS = 2.0
 """For what no event tells of: a claim that terminates, a name that is taken."""
 
@@ -67,6 +69,16 @@ class SetReplicas:
 
     deployment: DeploymentView
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Nudge:
+    """Merge patch of an annotation on a Deployment whose pods were refused: the ReplicaSet takes it
+    over, and its controller tries at once what it would try within 16 minutes."""
+
+    deployment: DeploymentView
+    now: float
+    """Epoch seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +129,17 @@ class Lift:
 
 
 Action = (
-    Create | Ensure | SetReplicas | Annotate | Grow | JoinClaim | LeaveClaim | Delete | Lift | Hold
+    Create
+    | Ensure
+    | SetReplicas
+    | Nudge
+    | Annotate
+    | Grow
+    | JoinClaim
+    | LeaveClaim
+    | Delete
+    | Lift
+    | Hold
 )
 
 
@@ -298,7 +320,20 @@ def _revision(seen: Observation, state: FetchState) -> list[Action]:
         return [Create(DEPLOYMENT, manifest)]
     if current.replicas != seen.spec.replicas and _may_scale(seen):
         return [SetReplicas(current, seen.spec.replicas)]
+    if _nudge_in(seen) == 0.0:
+        return [Nudge(current, seen.now)]
     return []
+
+
+def _nudge_in(seen: Observation) -> float | None:
+    """Seconds until the wanted revision's pods are to be tried again; None while nobody refuses
+    them."""
+    current = seen.current
+    if current is None or current.failure is None or current.replicas == 0:
+        return None
+    text = current.meta.annotations.get(names.ANNOTATION_NUDGED, "")
+    last = max(current.meta.created, float(text) if text.isdecimal() else 0.0)
+    return max(0.0, last + NUDGE_SECONDS - seen.now)
 
 
 def _may_scale(seen: Observation) -> bool:
@@ -359,6 +394,9 @@ def _again(seen: Observation, state: FetchState) -> float | None:
         waits.append(WAIT_SECONDS)
     if seen.unclear_pods:
         waits.append(UNCLEAR_SECONDS)
+    nudge = _nudge_in(seen)
+    if nudge is not None:
+        waits.append(nudge or NUDGE_SECONDS)
     if any(writer.is_in_doubt(seen.writer, job, seen.now) for job in seen.jobs):
         waits.append(WAIT_SECONDS)
     until = seen.minimum.until if seen.spec.scaling.mode in ("hpa", "keda") else None

@@ -366,6 +366,27 @@ async def test_pods_that_a_quota_refuses(rig: Rig) -> None:
     assert ready(case(rig)) == ("False", "QuotaExceeded", words)
 
 
+async def test_refused_pods_are_tried_again_every_ten_seconds(rig: Rig) -> None:
+    """Left alone, the ReplicaSet's controller waits up to 16 minutes between its tries."""
+    await up(rig)
+    at = Key("default", rig.cluster.all(DEPLOYMENT)[0]["metadata"]["name"])
+    rig.cluster.remove(POD, Key("default", engine_pod(rig)["metadata"]["name"]))
+    rig.cluster.now += 100
+    failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: gpus"}
+    rig.cluster.set_status(DEPLOYMENT, at, {"conditions": [failure]})
+    nudge = [f"PATCH Deployment/{at.name}"]
+    assert [w for w in await rig.wake(CHAT) if "Deployment" in w] == nudge
+    assert rig.again[CHAT] == pytest.approx(10.0)
+    assert await rig.wake(CHAT) == [], "not before its time"
+    rig.cluster.now += 10
+    assert await rig.wake(CHAT) == nudge
+    rig.cluster.set_status(DEPLOYMENT, at, {"conditions": []})
+    rig.cluster.run_deployments()
+    await rig.settle()
+    assert ready(case(rig))[1] == "Ready"
+    assert rig.again[CHAT] is None
+
+
 async def test_a_claim_that_is_not_bound_says_why(rig: Rig) -> None:
     rig.cluster.put(service_manifest())
     await rig.settle()
