@@ -358,8 +358,9 @@ def _older(seen: Observation) -> list[Action]:
 
 
 def _stale(seen: Observation) -> list[Action]:
-    """Fetches of what the spec no longer wants."""
-    jobs = [job for job in seen.stale_jobs if not job.meta.deleting]
+    """Fetches of what the spec no longer wants; one whose end is in doubt still holds the claim."""
+    told = [j for j in seen.stale_jobs if not writer.is_in_doubt(seen.writer, j, seen.now)]
+    jobs = [job for job in told if not job.meta.deleting]
     return [Delete(JOB, job.meta.name, job.meta.uid) for job in jobs]
 
 

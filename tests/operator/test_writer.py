@@ -185,6 +185,20 @@ async def test_a_pod_on_a_lost_node_is_waited_for_until_the_lease_runs_out(
     assert job.replace("fetch-1", "fetch-2") in jobs(rig)
 
 
+async def test_another_model_on_the_claim_waits_for_it_too(rig: Rig) -> None:
+    disk(rig)
+    job = await start(rig, cache=EXISTING)
+    rig.cluster.remove(POD, Key("default", f"{job}-pod"))
+    fail_job(rig, job)
+    rig.cluster.put(service_manifest(model={"uri": "hf://org/other"}, cache=EXISTING))
+    await rig.settle()
+    await pass_time(rig, 58, CHAT)
+    assert jobs(rig) == [job]
+    await pass_time(rig, 4, CHAT)
+    assert len(jobs(rig)) == 1
+    assert jobs(rig) != [job]
+
+
 async def test_a_pod_that_is_seen_to_end_is_waited_for_no_longer(rig: Rig) -> None:
     job = await start(rig)
     pod = on_node(rig, pod_of(rig, job), deletionTimestamp=timestamp(rig.cluster.now))
