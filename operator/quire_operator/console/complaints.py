@@ -32,10 +32,16 @@ def about(error: ApiError, namespace: str | None, place: str) -> ConsoleError:
         )
     if error.status == 0:
         return ConsoleError(
-            f"{place} gives no answer ({error.message.partition(': ')[2]}): is the cluster up, "
-            "and is this the right --context?"
+            f"{place} gives no answer ({_cause(error)}): is the cluster up, and is this the right "
+            "--context?"
         )
     return ConsoleError(f"{place} refuses ({error.status} {error.message}): try again")
+
+
+def _cause(error: ApiError) -> str:
+    """In the words of what broke; a deadline that passed has none."""
+    cause = error.__cause__ or error
+    return str(cause) or type(cause).__name__
 
 
 def is_unknown_kind(error: NotFound, name: str) -> bool:

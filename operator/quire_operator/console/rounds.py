@@ -59,8 +59,9 @@ class Sampler:
         unseen: list[str] = []
         services, pods = await asyncio.gather(self._services(), self._pods(unseen))
         ready = None if pods is None else _ready(pods)
-        answers = await self._answers([pod for of in (ready or {}).values() for pod in of])
-        unseen += _refusal(answers)
+        found = await self._answers([pod for of in (ready or {}).values() for pod in of])
+        unseen += _refusal(found)
+        answers = {pod: a for pod, a in found.items() if not isinstance(a, Refused)}
         self._meter.hear(now, answers)
         lines = [self._line(service, ready, answers) for service in services]
         return Round(lines=tuple(lines), unseen=tuple(unseen))

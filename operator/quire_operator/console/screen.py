@@ -144,8 +144,9 @@ def _bytes(model: doc.Model) -> str:
 
 
 def _fetch(fetch: doc.Fetch, now: float) -> str:
-    said = f"job {fetch.job}, attempt {fetch.attempt}, {fetch.phase or fetch.state.lower()}"
-    said += f" for {words.since(fetch.created, now)}"
+    age = words.since(fetch.created, now)
+    doing = f"{fetch.phase} for {age}" if fetch.phase else f"{fetch.state.lower()}, made {age} ago"
+    said = f"job {fetch.job}, attempt {fetch.attempt}, {doing}"
     said += f"; {fetch.note}" if fetch.note else ""
     if fetch.pod is None:
         return f"{said}; it has no pod"

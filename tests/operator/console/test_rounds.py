@@ -59,6 +59,7 @@ async def test_rights_that_are_missing_are_said_once(ready: ConsoleCluster) -> N
     found = await sampler(ready).round(0.0)
     assert len(found.unseen) == 1
     assert "pods/proxy" in found.unseen[0]
+    assert found.lines[0].figures.silent == ()
     ready.forbidden = {"pods"}
     found = await sampler(ready).round(0.0)
     assert found.unseen[0].startswith("pods, and so no load: forbidden")

@@ -87,6 +87,14 @@ def test_the_docs_show_a_screen_as_it_is_drawn() -> None:
     assert f"$ kubectl quire status chat\n{golden}```" in page
 
 
+def test_the_readme_begins_a_screen_as_it_is_drawn() -> None:
+    """stories/unbound.json is what -o json said of a new service on a real API server."""
+    page = (Path(__file__).parents[3] / "README.md").read_text()
+    golden = (Path(__file__).parent / "stories/unbound.80.txt").read_text()
+    upper = golden[: golden.index("\nCONDITION")]
+    assert f"$ kubectl quire status chat\n{upper}\n...\n```" in page
+
+
 TERMINAL = {"force_terminal": True, "color_system": "standard"}
 
 
