@@ -247,12 +247,14 @@ def _others(spec: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[Contain
 
 
 def _ended_at(status: Mapping[str, Any]) -> float | None:
-    """When a pod was put out (condition DisruptionTarget), or its last container ended."""
+    """When a pod was put out (condition DisruptionTarget), or its last container ended; one that
+    the kubelet did not take has only its start."""
     put_out = _condition(status, "DisruptionTarget").get("lastTransitionTime")
     if put_out:
         return epoch(put_out)
     ends = [_exit(s.get("state") or {}) for s in status.get("containerStatuses") or ()]
-    return max((end.finished for end in ends if end is not None), default=None)
+    finished = [end.finished for end in ends if end is not None]
+    return max(finished, default=epoch(status.get("startTime")))
 
 
 def _pod(body: Manifest) -> PodView:

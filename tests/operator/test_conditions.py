@@ -157,6 +157,16 @@ async def test_an_evicted_pod_is_told_until_its_successor_is_ready(rig: Rig) -> 
     assert ready(case(rig))[:2] == ("True", "Ready")
 
 
+async def test_pods_that_the_kubelet_does_not_take_one_after_the_other(rig: Rig) -> None:
+    await up(rig)
+    pod = engine_pod(rig)
+    pod["metadata"] = {k: v for k, v in pod["metadata"].items() if k != "uid"} | {"name": "ghost"}
+    rejected = {"phase": "Failed", "reason": "OutOfcpu", "message": "Pod was rejected"}
+    rig.cluster.put(pod | {"status": rejected | {"startTime": timestamp(rig.cluster.now)}})
+    spoil(rig, {})
+    assert ready(case(rig)) == ("False", "PodFailed", "OutOfcpu: Pod was rejected")
+
+
 async def test_the_node_shut_down(rig: Rig) -> None:
     await up(rig)
     spoil(rig, {}, phase="Failed", reason="Terminated", message="Pod was terminated in response")
