@@ -16,7 +16,6 @@ DELETE /_control/log (one entry a request, the control routes left out).
 import argparse
 import asyncio
 import contextlib
-import socket
 import ssl
 import threading
 import time
@@ -27,14 +26,21 @@ from typing import TypeAlias
 import msgspec
 from aiohttp import web
 
+from quire_cluster.hub_answers import (
+    file_headers,
+    flipped,
+    limit_send_buffer,
+    requested_range,
+    sibling,
+    tree_entry,
+    until,
+)
 from quire_cluster.hub_objects import ObjectRoutes
 from quire_cluster.hub_repos import Commit, HubFile, Repositories
 
 _Body: TypeAlias = Callable[[web.Request, str, Commit], object]
 
 CHUNK = 128 * 1024
-# What lies in socket buffers counts as served, though a killed client never sees it: keep it small.
-SEND_BUFFER = 256 * 1024
 INVALID_CREDENTIALS = "Invalid credentials in Authorization header"
 
 
@@ -228,7 +234,7 @@ class Mirror:
 
     async def _tree(self, request: web.Request) -> web.Response:
         def body(_: web.Request, __: str, commit: Commit) -> object:
-            return [_tree_entry(file) for file in commit.files]
+            return [tree_entry(file) for file in commit.files]
 
         return await self._listing(request, body)
 
@@ -248,7 +254,7 @@ class Mirror:
 
     def _info_body(self, request: web.Request, repo: str, commit: Commit) -> dict[str, object]:
         blobs = request.query.get("blobs", "").lower() == "true"
-        siblings = [_sibling(file, blobs=blobs) for file in commit.files]
+        siblings = [sibling(file, blobs=blobs) for file in commit.files]
         siblings += [
             {"rfilename": name, "size": 3, "blobId": "0" * 40}
             for name in self.faults.extra_siblings
@@ -277,10 +283,10 @@ class Mirror:
             return error.response()
         if self.faults.redirect and file.is_lfs:
             signed = f"/_signed/{repo}/{commit.id}/{file.path}?signature=secret"
-            headers = _file_headers(file, commit) | {"Location": self.faults.redirect_to + signed}
+            headers = file_headers(file, commit) | {"Location": self.faults.redirect_to + signed}
             self.record(request, 302, 0)
             return web.Response(status=302, headers=headers)
-        return await self.send(request, file, _file_headers(file, commit))
+        return await self.send(request, file, file_headers(file, commit))
 
     async def _signed(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -289,7 +295,7 @@ class Mirror:
             if commit is None:
                 raise HubError(404, "RevisionNotFound", "Invalid rev id")
             file = self._find(request, commit)
-            return await self.send(request, file, _file_headers(file, commit))
+            return await self.send(request, file, file_headers(file, commit))
         except HubError as error:
             self.record(request, error.status, 0)
             return error.response()
@@ -311,7 +317,7 @@ class Mirror:
             self.record(request, self.faults.status, 0)
             return self.status_fault()
         size = file.size + (self.faults.length_delta if faulty else 0)
-        span = _requested_range(request, size)
+        span = requested_range(request, size)
         if span is None:
             self.record(request, 416, 0)
             return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
@@ -337,7 +343,7 @@ class Mirror:
         faulty: bool,
     ) -> None:
         faults = self.faults if faulty else Faults()
-        _limit_send_buffer(request)
+        limit_send_buffer(request)
         sent = 0
         self.num_sending += 1
         try:
@@ -345,13 +351,13 @@ class Mirror:
                 source.seek(span.start)
                 while sent < len(span):
                     want = min(CHUNK, len(span) - sent)
-                    want = _until(faults.cut_after_bytes, sent, want)
-                    want = _until(faults.stall_after_bytes, sent, want)
+                    want = until(faults.cut_after_bytes, sent, want)
+                    want = until(faults.stall_after_bytes, sent, want)
                     if want == 0:
                         await self._break(request, faults)
                         return
                     chunk = source.read(want) or bytes(want)
-                    chunk = _flipped(chunk, span.start + sent, faults.flip_byte_at)
+                    chunk = flipped(chunk, span.start + sent, faults.flip_byte_at)
                     await self._pace(len(chunk))
                     await response.write(chunk)
                     sent += len(chunk)
@@ -375,66 +381,6 @@ class Mirror:
         now = time.monotonic()
         self._sendable_at = max(self._sendable_at, now) + size / rate
         await asyncio.sleep(self._sendable_at - now)
-
-
-def _sibling(file: HubFile, *, blobs: bool) -> dict[str, object]:
-    entry: dict[str, object] = {"rfilename": file.path}
-    if blobs:
-        entry |= {"size": file.size, "blobId": file.blob_id}
-        if file.is_lfs:
-            entry["lfs"] = {"size": file.size, "sha256": file.sha256, "pointerSize": 134}
-    return entry
-
-
-def _tree_entry(file: HubFile) -> dict[str, object]:
-    entry: dict[str, object] = {"type": "file", "path": file.path}
-    entry |= {"size": file.size, "oid": file.blob_id}
-    if file.is_lfs:
-        entry["lfs"] = {"oid": file.sha256, "size": file.size, "pointerSize": 134}
-    return entry
-
-
-def _file_headers(file: HubFile, commit: Commit) -> dict[str, str]:
-    headers = {
-        "ETag": f'"{file.etag}"',
-        "X-Repo-Commit": commit.id,
-        "Accept-Ranges": "bytes",
-        "Content-Type": "application/octet-stream",
-    }
-    if file.is_lfs:
-        headers |= {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.etag}"'}
-    return headers
-
-
-def _requested_range(request: web.Request, size: int) -> range | None:
-    """The bytes asked for; the whole file without a Range; None when it cannot be satisfied."""
-    try:
-        asked = request.http_range
-    except ValueError:
-        return range(size)
-    start, stop, _ = slice(asked.start, asked.stop).indices(size)
-    if asked.start is None and asked.stop is None:
-        return range(size)
-    return range(start, stop) if start < stop else None
-
-
-def _until(limit: int | None, sent: int, want: int) -> int:
-    return want if limit is None else max(0, min(want, limit - sent))
-
-
-def _flipped(chunk: bytes, offset: int, flip_at: int | None) -> bytes:
-    if flip_at is None or not offset <= flip_at < offset + len(chunk):
-        return chunk
-    changed = bytearray(chunk)
-    changed[flip_at - offset] ^= 1
-    return bytes(changed)
-
-
-def _limit_send_buffer(request: web.Request) -> None:
-    transport = request.transport
-    connection = transport.get_extra_info("socket") if transport is not None else None
-    if connection is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
 
 class RunningMirror:
