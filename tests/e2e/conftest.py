@@ -10,8 +10,10 @@ from pathlib import Path
 import openai
 import pytest
 
-from quire_cluster import installation, kube, serving
+from quire_cluster import installation, kube, serving, sparse_models
 from quire_cluster.faults import AuditLog, Hub, SmallVolumes
+from quire_cluster.layout import Layout
+from quire_cluster.settings import read_settings
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +59,22 @@ def client(chat: str) -> Iterator[openai.OpenAI]:
 def audit_log() -> AuditLog:
     """What the API server carries out from now on."""
     return AuditLog(Path(os.environ["QUIRE_AUDIT_LOG"]))
+
+
+@pytest.fixture(scope="session")
+def hub_root() -> Path:
+    """What the mirror serves, where tests may add models."""
+    if os.environ.get("QUIRE_CLUSTER_NETWORK") != "direct":
+        pytest.skip("the mirror of a given cluster serves what it was given")
+    return Layout(read_settings().cache).hub
+
+
+@pytest.fixture
+def two_gigabytes(hub_root: Path) -> str:
+    """The URI of a model of 2 GB; the branch can move to its revision `moved`."""
+    sparse_models.prepare(hub_root, "two-gigabytes@moved", sparse_models.SMALL, num_shards=1)
+    name = "two-gigabytes"
+    return f"hf://{sparse_models.prepare(hub_root, name, sparse_models.TWO_GB, num_shards=2)}"
 
 
 @pytest.fixture

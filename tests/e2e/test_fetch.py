@@ -67,7 +67,8 @@ def test_fetch_killed_at_half_resumes(namespace: str, hub: Hub) -> None:
         assert kube.condition(kube.get("inferenceservice", "chat", namespace))["status"] != "True"
     finally:
         hub.faults()
-    service = kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
+    # Deleted by force: nobody tells whether its process has ended, so its Lease must run out.
+    service = kube.wait_ready(namespace, "chat", 60 + RECOVERY_SECONDS)
     served = hub.bytes_served()
     total = service["status"]["model"]["bytesTotal"]
     # What was in flight when the pod died may come twice: a few parts, not the model.

@@ -30,6 +30,17 @@ def manifest(name: str = "chat", **spec: object) -> kube.Json:
     }
 
 
+def prefetched(uri: str, size: str) -> kube.Json:
+    """A service that fetches its model and runs nothing; with memory enough to be told that it
+    fits, which no pod is made of."""
+    return manifest(
+        model={"uri": uri},
+        cache={"size": size, "prefetch": True},
+        resources={"gpus": 0, "memory": "32Gi"},
+        replicas=0,
+    )
+
+
 @contextmanager
 def fresh_namespace(prefix: str) -> Iterator[str]:
     """A namespace of its own, whose services go before it does."""
