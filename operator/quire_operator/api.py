@@ -200,6 +200,15 @@ class Resources(_Schema, frozen=True):
             "for MIG slices or another vendor.",
         ),
     ] = "nvidia.com/gpu"
+    gpu_memory: Annotated[
+        QuantityField | None,
+        Meta(
+            description="Memory of each GPU, such as 24Gi: a model that does not fit into it is "
+            "refused before anything is fetched (condition Fits). Unset: the largest that a node "
+            "label `<gpuResource>.memory` tells of the nodes that the pod may run on; nothing is "
+            "refused where there is none. A change moves no running revision.",
+        ),
+    ] = None
     cpu: Annotated[
         QuantityField | None,
         Meta(
@@ -210,8 +219,9 @@ class Resources(_Schema, frozen=True):
     memory: Annotated[
         QuantityField | None,
         Meta(
-            description="Memory of one replica, request and limit. Unset: neither. A replica "
-            "above it is OOMKilled, and Ready says so with the limit.",
+            description="Memory of one replica, request and limit. Unset: neither. With gpus 0 a "
+            "model that does not fit into it is refused before anything is fetched (condition "
+            "Fits). A replica above it is OOMKilled, and Ready says so with the limit.",
         ),
     ] = None
 
@@ -240,14 +250,14 @@ class Cache(_Schema, frozen=True):
         ),
     ] = "shared"
     size: Annotated[
-        QuantityField,
+        QuantityField | None,
         Meta(
             description="Size of the claim (mode shared) or limit of the emptyDir (mode none). "
-            "Default 20Gi: the claim is made before the model's size is known. A "
-            "larger value grows a claim whose storage class allows it; with mode none "
+            "Unset: the claim gets the model's own size and 10 %, in whole GiB, the emptyDir no "
+            "limit. A larger value grows a claim whose storage class allows it; with mode none "
             "another value makes a new revision.",
         ),
-    ] = "20Gi"
+    ] = None
     storage_class_name: Annotated[
         Annotated[str, Meta(min_length=1, max_length=253)] | None,
         Meta(
@@ -510,7 +520,7 @@ class Condition(_Schema, frozen=True, omit_defaults=False):
         str,
         Meta(
             max_length=64,
-            description="Ready, ModelCached, PodsReady, RolloutComplete or Scaling.",
+            description="Ready, ModelCached, Fits, PodsReady, RolloutComplete or Scaling.",
         ),
     ]
     status: Annotated[
@@ -548,14 +558,43 @@ class ModelStatus(_Schema, frozen=True):
 
 
 class PlanStatus(_Schema, frozen=True):
-    """The engine's memory plan, from the fetch."""
+    """The engine's memory plan of one replica, made from the model's headers before it is fetched.
 
+    With tensorParallel bytes are of one GPU."""
+
+    key: Annotated[
+        str | None,
+        Meta(
+            description="What it was asked for: a hash of model, flags and given memory, and the "
+            "bytes of memory that it was made for. It is asked anew when this changes."
+        ),
+    ] = None
+    commit: Annotated[
+        str | None, Meta(description="Commit whose files it is of, and which is then fetched.")
+    ] = None
+    bytes_total: Annotated[int | None, Meta(description="Bytes of the files to fetch.")] = None
     weight_bytes: Annotated[int | None, Meta(description="Bytes of the weights.")] = None
     kv_bytes_per_token: Annotated[
         int | None, Meta(description="Bytes of KV cache that one token takes.")
     ] = None
-    max_model_len: Annotated[
-        int | None, Meta(description="The model's longest sequence, in tokens.")
+    kv_blocks: Annotated[
+        int | None, Meta(description="Blocks of KV cache that the memory has room for.")
+    ] = None
+    max_model_len: Annotated[int | None, Meta(description="The longest sequence, in tokens.")] = (
+        None
+    )
+    max_concurrency: Annotated[
+        float | None, Meta(description="Sequences of that length that the cache holds at once.")
+    ] = None
+    required_bytes: Annotated[
+        int | None, Meta(description="Bytes that one sequence of that length needs in all.")
+    ] = None
+    memory_bytes: Annotated[
+        int | None,
+        Meta(description="Bytes of a GPU, or of the container's limit, that it was made for."),
+    ] = None
+    refusal: Annotated[
+        str | None, Meta(description="Why it does not fit, and what would. Unset: it fits.")
     ] = None
 
 

@@ -52,14 +52,24 @@ class Case:
         return sum(pod.ready for pod in self.seen.current_pods)
 
     @property
+    def plans(self) -> bool:
+        """Whether all else waits for the memory plan, or is refused by it."""
+        return self.plan.fit.holds_up
+
+    @property
     def fetches(self) -> bool:
         """Whether pods wait for the fetch: one that serves already waits for no repair."""
+        if self.plans:
+            return False
         waits = self.fetch.stage in (Stage.NO_CLAIM, Stage.WANTED, Stage.RUNNING, Stage.FAILED)
         return waits and not (self.fetch.record is not None and self.ready_pods)
 
     @property
     def waiting_pods(self) -> tuple[PodView, ...]:
-        """The pods that hold the service up: the fetch's, later those of the wanted revision."""
+        """The pods that hold the service up: the plan's, the fetch's, later those of the wanted
+        revision."""
+        if self.plans:
+            return (self.plan.fit.pod,) if self.plan.fit.pod is not None else ()
         if self.fetches:
             return (self.fetch.pod,) if self.fetch.pod is not None else ()
         return tuple(pod for pod in self.seen.current_pods if not pod.ready)
@@ -84,6 +94,7 @@ class Subject:
     pod: PodView
     container: ContainerView
     role: Literal["fetch", "engine", "other"]
+    """A plan's counts as a fetch's: its end is told by what it reports."""
 
     @property
     def name(self) -> str:

@@ -18,6 +18,7 @@ from quire_operator.kinds import (
     Kind,
     Manifest,
 )
+from quire_operator.memory_plan import Request
 from quire_operator.names import Key
 from quire_operator.values import micro_timestamp
 from quire_operator.views import ChildView, Gateway
@@ -102,7 +103,13 @@ def budget(key: Key, uid: str) -> Manifest:
 
 
 def deployment(
-    key: Key, uid: str, spec: Spec, revision: str, image: str, hf_endpoint: str | None
+    key: Key,
+    uid: str,
+    spec: Spec,
+    revision: str,
+    image: str,
+    hf_endpoint: str | None,
+    commit: str | None = None,
 ) -> Manifest:
     """The Deployment of one revision, created once. Raises OverlayError."""
     manifest = _child(DEPLOYMENT, key, uid, names.deployment(key.name, revision))
@@ -118,12 +125,12 @@ def deployment(
             "type": "RollingUpdate",
             "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
         },
-        "template": pods.engine_template(key, spec, revision, image, hf_endpoint),
+        "template": pods.engine_template(key, spec, revision, image, hf_endpoint, commit),
     }
     return manifest
 
 
-def claim(key: Key, uid: str, spec: Spec) -> Manifest:
+def claim(key: Key, uid: str, spec: Spec, size: str) -> Manifest:
     """The shared claim with its first owner; the others join under managers of their own."""
     model = spec.model
     manifest = _head(CLAIM, key.namespace, names.shared_claim(model.uri, model.revision))
@@ -134,7 +141,7 @@ def claim(key: Key, uid: str, spec: Spec) -> Manifest:
     }
     manifest["spec"] = {
         "accessModes": [spec.cache.access_mode],
-        "resources": {"requests": {"storage": str(spec.cache.size)}},
+        "resources": {"requests": {"storage": size}},
     }
     if spec.cache.storage_class_name is not None:
         manifest["spec"]["storageClassName"] = spec.cache.storage_class_name
@@ -183,20 +190,52 @@ def fetch_job(
     *,
     asked: str,
     repair: bool,
+    commit: str | None,
 ) -> Manifest:
     """One numbered attempt. It never retries by itself: we count attempts and their reasons."""
     mount = pods.mount_of(spec)
     content = names.claim_hash(spec.model.uri, spec.model.revision)
     stem = names.fetch_stem(mount.claim or "", content)
     manifest = _child(JOB, key, uid, names.fetch_job(stem, attempt))
-    manifest["metadata"]["labels"] |= {names.LABEL_CLAIM: stem, names.COMPONENT: "fetch"}
+    labels = {names.LABEL_CLAIM: stem, names.COMPONENT: names.FETCH_CONTAINER}
+    manifest["metadata"]["labels"] |= labels
     manifest["metadata"]["annotations"] = {
         names.ANNOTATION_ATTEMPT: str(attempt),
         names.ANNOTATION_ASKED: asked,
     }
     manifest["spec"] = {
         "backoffLimit": 0,
-        "template": pods.fetch_template(key, spec, stem, image, hf_endpoint, repair=repair),
+        "template": pods.fetch_template(
+            key, spec, stem, image, hf_endpoint, repair=repair, commit=commit
+        ),
+    }
+    return manifest
+
+
+def plan_job(
+    key: Key,
+    uid: str,
+    spec: Spec,
+    attempt: int,
+    image: str,
+    hf_endpoint: str | None,
+    *,
+    request: Request,
+    asked: str,
+    mounted: bool,
+) -> Manifest:
+    """One numbered attempt to have the memory plan made."""
+    manifest = _child(JOB, key, uid, names.plan_job(key.name, request.key, attempt))
+    manifest["metadata"]["labels"][names.COMPONENT] = names.PLAN_CONTAINER
+    manifest["metadata"]["annotations"] = {
+        names.ANNOTATION_ATTEMPT: str(attempt),
+        names.ANNOTATION_ASKED: asked,
+        names.ANNOTATION_PLAN: request.key,
+    }
+    memory = request.memory.num_bytes
+    manifest["spec"] = {
+        "backoffLimit": 0,
+        "template": pods.plan_template(key, spec, image, hf_endpoint, memory, mounted=mounted),
     }
     return manifest
 

@@ -7,7 +7,7 @@ one has a ready pod, and says so.
 
 from __future__ import annotations
 
-from quire_operator import fetch, reasons, service_rules
+from quire_operator import fetch, fit, reasons, service_rules
 from quire_operator.case import Case, Finding, short, size
 from quire_operator.fetch import Stage
 from quire_operator.fetch_rules import progress_words
@@ -15,17 +15,18 @@ from quire_operator.pod_rules import past_deadline
 
 READY = reasons.READY
 MODEL_CACHED = "ModelCached"
+FITS = "Fits"
 PODS_READY = "PodsReady"
 ROLLOUT_COMPLETE = "RolloutComplete"
 SCALING = "Scaling"
-TYPES = frozenset({READY, MODEL_CACHED, PODS_READY, ROLLOUT_COMPLETE, SCALING})
+TYPES = frozenset({READY, MODEL_CACHED, FITS, PODS_READY, ROLLOUT_COMPLETE, SCALING})
 
 MADE = "pods are being made"
 
 
 def conditions(case: Case) -> list[Finding]:
     """All conditions of a service, Ready first."""
-    found = [_ready(case), _model_cached(case), _pods_ready(case), _rollout(case)]
+    found = [_ready(case), _model_cached(case), _fits(case), _pods_ready(case), _rollout(case)]
     return found + _scaling(case)
 
 
@@ -66,7 +67,7 @@ def _model_cached(case: Case) -> Finding:
         return Finding(MODEL_CACHED, "True", "Cached", message)
     if stage is Stage.IDLE:
         return Finding(MODEL_CACHED, "False", "NotFetched", "fetched when replicas is above 0")
-    found = reasons.find(case) if case.fetches else None
+    found = reasons.find(case) if case.fetches or case.plans else None
     if found is None:
         return Finding(MODEL_CACHED, "False", "Fetching", short(progress_words(case)))
     return Finding(MODEL_CACHED, "False", found[0].reason, short(found[1]))
@@ -78,6 +79,11 @@ def _pace(record: fetch.Record) -> str:
         return ""
     rate = size(int(record.bytes_fetched / record.seconds))
     return f"; fetched {size(record.bytes_fetched)} in {record.seconds:.1f} s ({rate}/s)"
+
+
+def _fits(case: Case) -> Finding:
+    status, (reason, message) = fit.condition(case.seen, case.plan.fit)
+    return Finding(FITS, status, reason, short(message))
 
 
 def _pods_ready(case: Case) -> Finding:

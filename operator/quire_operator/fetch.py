@@ -40,11 +40,15 @@ REPAIR_SECONDS = 60.0
 
 
 class Plan(Struct, frozen=True, rename="camel", omit_defaults=True):
-    """The engine's memory plan, as a fetch reports it."""
+    """The engine's memory plan, as Jobs report it."""
 
     weight_bytes: int | None = None
     kv_bytes_per_token: int | None = None
     max_model_len: int | None = None
+    kv_blocks: int | None = None
+    """This and what follows: of a plan Job, for a given memory."""
+    max_concurrency: float | None = None
+    required_bytes: int | None = None
 
 
 class Report(Struct, frozen=True, rename="camel"):
@@ -135,7 +139,8 @@ def state(seen: Observation) -> FetchState:
     last = seen.jobs[-1] if seen.jobs else None
     if last is not None and _runs(last) and not _replaceable(seen, last):
         return _running(seen, last, record, failure)
-    if last is not None and _untold(last, record, failure) and _last_words_due(seen, last):
+    told = last is None or not _untold(last, record, failure)
+    if last is not None and not told and last_words_due(seen, last, _pod_of(seen, last)):
         return replace(_running(seen, last, record, failure), wait_seconds=1.0)
     if last is not None and last.succeeded and (not record or record.attempt < last.attempt):
         record, failure = _record(seen, last, record), None
@@ -150,9 +155,8 @@ def _runs(job: JobView) -> bool:
     return not job.succeeded and not job.failed
 
 
-def _last_words_due(seen: Observation, job: JobView) -> bool:
+def last_words_due(seen: Observation, job: JobView, pod: PodView | None) -> bool:
     """Whether the Job has just ended, and the pod that we know is not yet seen to have."""
-    pod = _pod_of(seen, job)
     if pod is None or pod.ended or pod.main is None or pod.main.exited is not None:
         return False
     return job.finished is not None and seen.now - job.finished < LAST_WORDS_SECONDS
@@ -163,7 +167,7 @@ def _replaceable(seen: Observation, job: JobView) -> bool:
     since. One that has begun goes on: it fetches the same files."""
     pod = _pod_of(seen, job)
     begun = pod is not None and pod.main is not None and (pod.main.running or pod.main.exited)
-    return _runs(job) and not begun and _superseded(seen, job.asked)
+    return _runs(job) and not begun and superseded(seen, job.asked)
 
 
 def _running(
@@ -350,7 +354,7 @@ def asked(seen: Observation) -> str:
     return f"{seen.uid}:{names.digest(msgspec.json.encode(how, order='sorted').decode(), 8)}"
 
 
-def _superseded(seen: Observation, by: str) -> bool:
+def superseded(seen: Observation, by: str) -> bool:
     """Whether a fetch was asked for by this service, and not as it would ask now."""
     return by.partition(":")[0] == seen.uid and by != asked(seen)
 
@@ -358,7 +362,7 @@ def _superseded(seen: Observation, by: str) -> bool:
 def _retry_at(seen: Observation, failure: Failure | None) -> float:
     if failure is None:
         return 0.0
-    if _superseded(seen, failure.asked):
+    if superseded(seen, failure.asked):
         return 0.0
     return failure.at + retry_seconds(failure.failures)
 

@@ -30,9 +30,12 @@ def claim_cannot_grow(case: Case) -> str | None:
     seen = case.seen
     if seen.refused_growth is None or seen.claim is None:
         return None
+    given = seen.spec.cache.size is not None
+    wanted = f"{'cache.size ' if given else ''}{seen.claim_size}"
+    way_out = "set cache.size back, or another one to try" if given else "set cache.size to keep it"
     return (
-        f"claim {seen.claim.meta.name} of {seen.claim.size} cannot grow to cache.size "
-        f"{seen.spec.cache.size}: {seen.refused_growth}; set cache.size back, or another one to try"
+        f"claim {seen.claim.meta.name} of {seen.claim.size} cannot grow to {wanted}: "
+        f"{seen.refused_growth}; {way_out}"
     )
 
 
@@ -40,7 +43,8 @@ def claim_cannot_grow(case: Case) -> str | None:
 
 
 def failed_as(*reasons: str) -> Rule:
-    """The rule of fetches that ended so, in a Job or in a pod's init container."""
+    """The rule of fetches that ended so, in a Job or in a pod's init container, and of plans that
+    did: they ask the same source."""
 
     def found(case: Case) -> str | None:
         failure = _failure(case)
@@ -54,7 +58,7 @@ def failed_otherwise(known: frozenset[str]) -> Rule:
 
     def found(case: Case) -> str | None:
         failure = _failure(case)
-        if failure is None or failure[0] in known:
+        if case.plans or failure is None or failure[0] in known:
             return None
         reason, message = failure
         return message if reason == "FetchFailed" else f"{reason}: {message}"
@@ -66,6 +70,8 @@ def _failure(case: Case) -> tuple[str, str] | None:
     """Reason and words of the fetch that failed last, until another one gets further."""
     if _gets_further(case):
         return None
+    if case.plans:
+        return case.plan.fit.failure
     if not case.fetches:
         return _init_failure(case)
     failure = case.fetch.failure

@@ -11,14 +11,16 @@ import asyncio
 import logging
 from dataclasses import dataclass, replace
 
+from quire_operator import fit, memory_plan
 from quire_operator.client import Api
 from quire_operator.engines import EngineSource
 from quire_operator.errors import ApiError
 from quire_operator.kinds import EVENT, Manifest
+from quire_operator.nodes import NodeSource
 from quire_operator.observe import EngineAnswer, Observation, PodEvent, Progress
 from quire_operator.progress import ProgressSource
 from quire_operator.projections import epoch
-from quire_operator.views import JobView, PodView
+from quire_operator.views import GpuNode, JobView, PodView
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +37,16 @@ class Inquiry:
     client: Api
     progress: ProgressSource
     engines: EngineSource
+    nodes: NodeSource
 
     async def ask(self, seen: Observation) -> Observation:
         """The observation with the answers in it."""
         fetching = _fetching_pod(seen)
-        progress, claim_event, job_event, events, answers = await asyncio.gather(
+        progress, claim_event, job_event, plan_event, events, answers = await asyncio.gather(
             self._progress(fetching, seen.now),
             self._of_claim(seen),
-            self._of_job(seen),
+            self._of_job(seen, seen.jobs),
+            self._of_job(seen, seen.plan_jobs),
             self._of_pods(seen),
             self._of_engines(seen),
         )
@@ -51,8 +55,10 @@ class Inquiry:
             progress=progress,
             claim_event=claim_event,
             job_event=job_event,
+            plan_event=plan_event,
             pod_events=events,
             answers=answers,
+            gpu_nodes=await self._of_nodes(seen),
         )
 
     async def _progress(self, pod: PodView | None, now: float) -> Progress | None:
@@ -68,8 +74,13 @@ class Inquiry:
         found = await self._events(seen, "PersistentVolumeClaim", claim.meta.uid)
         return next((e.message for e in found if e.is_warning or e.reason in telling), None)
 
-    async def _of_job(self, seen: Observation) -> str | None:
-        job = seen.jobs[-1] if seen.jobs else None
+    async def _of_nodes(self, seen: Observation) -> tuple[GpuNode, ...]:
+        if not fit.asks_nodes(seen):
+            return ()
+        return await self.nodes.read(memory_plan.memory_label(seen.spec))
+
+    async def _of_job(self, seen: Observation, jobs: tuple[JobView, ...]) -> str | None:
+        job = jobs[-1] if jobs else None
         if job is None or not _lacks_pod(seen, job):
             return None
         found = await self._events(seen, "Job", job.meta.uid)
@@ -104,6 +115,8 @@ def carry(asked: Observation, after: Observation) -> Observation:
         progress=asked.progress,
         claim_event=asked.claim_event,
         job_event=asked.job_event,
+        plan_event=asked.plan_event,
+        gpu_nodes=asked.gpu_nodes,
         pod_events=asked.pod_events,
         answers=asked.answers,
     )
@@ -133,7 +146,8 @@ def _fetching_pod(seen: Observation) -> PodView | None:
 
 
 def _lacks_pod(seen: Observation, job: JobView) -> bool:
-    alone = not any(pod.job == job.meta.name for pod in seen.fetch_pods)
+    pods = (*seen.fetch_pods, *seen.plan_pods)
+    alone = not any(pod.job == job.meta.name for pod in pods)
     return alone and job.finished is None and _old(seen, job.meta.created)
 
 

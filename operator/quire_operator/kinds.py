@@ -44,6 +44,7 @@ SLICE = Kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 HPA = Kind("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
 SCALED_OBJECT = Kind("keda.sh/v1alpha1", "ScaledObject", "scaledobjects")
 CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
+NODE = Kind("v1", "Node", "nodes")
 
 CHILDREN = (DEPLOYMENT, SERVICE, BUDGET, CLAIM, JOB, POD, SLICE, LEASE, HPA)
 """Watched by our label. Leases are the activations that others write, not the leader's own."""
@@ -52,7 +53,7 @@ POLLED = (SCALED_OBJECT,)
 """Ours too, of a kind that the API server may not know: listed now and then (`scaled_objects.py`),
 as a watch of what is not there ends kopf."""
 
-BY_NAME = {kind.kind: kind for kind in (SERVICE_KIND, *CHILDREN, *POLLED, EVENT, CONFIG_MAP)}
+BY_NAME = {kind.kind: kind for kind in (SERVICE_KIND, *CHILDREN, *POLLED, EVENT, CONFIG_MAP, NODE)}
 
 
 def kind_of(manifest: Manifest) -> Kind:

@@ -28,6 +28,7 @@ from quire_operator.gateway import GatewayPoll
 from quire_operator.kinds import CHILDREN, SERVICE_KIND, Kind
 from quire_operator.leader import Leader
 from quire_operator.names import Key
+from quire_operator.nodes import NodeReader
 from quire_operator.observe import Defaults
 from quire_operator.progress import ProgressReader
 from quire_operator.projections import project
@@ -144,6 +145,7 @@ class Operator:
             ),
             progress=ProgressReader(session),
             engines=EngineReader(session),
+            nodes=NodeReader(self.client),
             metrics=self.metrics,
             is_leader=lambda: self.leader.is_leader,
         )

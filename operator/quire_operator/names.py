@@ -26,9 +26,11 @@ ANNOTATION_SPEC = f"{GROUP}/spec"
 ANNOTATION_URI = f"{GROUP}/uri"
 """On a claim: whose files it holds, for people."""
 ANNOTATION_ATTEMPT = f"{GROUP}/attempt"
-"""On a fetch Job: its number."""
+"""On a fetch or plan Job: its number."""
 ANNOTATION_ASKED = f"{GROUP}/asked"
-"""On a fetch Job: who started it, and how it was to go (`fetch.asked`)."""
+"""On a fetch or plan Job: who started it, and how it was to go (`fetch.asked`)."""
+ANNOTATION_PLAN = f"{GROUP}/plan"
+"""On a plan Job: what it was asked for (`memory_plan.Request.key`)."""
 
 ANNOTATION_NUDGED = f"{GROUP}/nudged"
 """On a Deployment whose pods were refused: when we last made its controllers try again."""
@@ -46,6 +48,7 @@ MANAGER_SCALER = "quire-scaler"
 
 ENGINE_CONTAINER = "engine"
 FETCH_CONTAINER = "fetch"
+PLAN_CONTAINER = "plan"
 ENGINE_PORT = 8000
 PROGRESS_PORT = 8001
 SERVICE_PORT = 80
@@ -112,6 +115,11 @@ _FETCH = "-fetch-"
 
 def fetch_job(stem: str, attempt: int) -> str:
     return f"{stem}{_FETCH}{attempt}"
+
+
+def plan_job(name: str, key: str, attempt: int) -> str:
+    """Of a service's name, at most 40 characters, it stays below the 63 of a label."""
+    return f"{name}-plan-{digest(key, 8)}-{attempt}"
 
 
 def gateway_slice(name: str) -> str:

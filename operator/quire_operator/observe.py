@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from quire_operator import api, names, schedules
+from quire_operator import api, memory_plan, names, schedules
 from quire_operator.autoscalers import Limits, keda_hpa, others, wanted_kind
 from quire_operator.kinds import BUDGET, SERVICE, SLICE, Kind
 from quire_operator.names import Key
@@ -19,6 +19,7 @@ from quire_operator.views import (
     ClaimView,
     DeploymentView,
     Gateway,
+    GpuNode,
     JobView,
     PodView,
     ServiceView,
@@ -106,11 +107,18 @@ class Observation:
     fetch_pods: tuple[PodView, ...]
     stale_jobs: tuple[JobView, ...]
     """Our fetches of what the spec no longer wants."""
+    plan_jobs: tuple[JobView, ...] = ()
+    """Ours that ask for a memory plan, by attempt; earlier specs' too."""
+    plan_pods: tuple[PodView, ...] = ()
+    gpu_nodes: tuple[GpuNode, ...] = ()
+    """Looked at while a plan wants to know their memory (`fit.asks_nodes`)."""
     progress: Progress | None = None
     claim_event: str | None = None
     """The last event's words on a claim that is not bound."""
     job_event: str | None = None
-    """The last event's words on a Job that has no pod."""
+    """The last event's words on a fetch Job that has no pod."""
+    plan_event: str | None = None
+    """The last event's words on a plan Job that has no pod."""
     pod_events: Mapping[str, tuple[PodEvent, ...]] = field(default_factory=dict)
     """By uid, of `unclear_pods`: the newest first."""
     answers: Mapping[str, EngineAnswer] = field(default_factory=dict)
@@ -161,18 +169,41 @@ class Observation:
         return not self.spec.model.uri.startswith("pvc://") and self.mount.claim is not None
 
     @property
+    def is_cached(self) -> bool:
+        """Whether the model's files are whole on its claim."""
+        records = self.claim.meta.annotations if self.claim is not None else {}
+        return names.fetched_annotation(self.content) in records
+
+    @property
+    def planned(self) -> api.PlanStatus | None:
+        """The memory plan in status, if it is of what the spec asks for; for whatever memory."""
+        plan = self.service.status.plan
+        if plan is None or plan.key is None:
+            return None
+        same = memory_plan.content_of(plan.key) == memory_plan.content(self.spec)
+        return plan if same else None
+
+    @property
+    def claim_size(self) -> str | None:
+        """What the claim is to have; None for as it is: nobody says, or the files are there."""
+        if self.spec.cache.size is not None:
+            return str(self.spec.cache.size)
+        total = self.planned.bytes_total if self.planned is not None else None
+        return None if total is None or self.is_cached else memory_plan.claim_size(total)
+
+    @property
     def too_small(self) -> bool:
-        """Whether the claim is ours and less than the spec asks for."""
+        """Whether the claim is ours and less than it is to have."""
         if self.spec.cache.mode != "shared" or not self.fetches or self.claim is None:
             return False
-        return (quantity(self.spec.cache.size) or 0) > (quantity(self.claim.size) or 0)
+        return (quantity(self.claim_size) or 0) > (quantity(self.claim.size) or 0)
 
     @property
     def refused_growth(self) -> str | None:
-        """The API server's words, where the claim cannot grow to what the spec asks for."""
+        """The API server's words, where the claim cannot grow to what it is to have."""
         if not self.too_small or self.claim is None:
             return None
-        refused = names.refused_size_annotation(str(self.spec.cache.size))
+        refused = names.refused_size_annotation(str(self.claim_size))
         return self.claim.meta.annotations.get(refused)
 
     @property
@@ -257,9 +288,9 @@ class Observation:
     @property
     def unclear_pods(self) -> tuple[PodView, ...]:
         """Pods that have a node and are not ready, the oldest first: no watch tells why."""
-        last = self.jobs[-1].meta.name if self.jobs else None
-        fetching = [pod for pod in self.fetch_pods if pod.job == last and not pod.ended]
-        waiting = [pod for pod in (*fetching, *self.current_pods) if pod.on_node and not pod.ready]
+        last = {jobs[-1].meta.name for jobs in (self.jobs, self.plan_jobs) if jobs}
+        of_jobs = [p for p in (*self.fetch_pods, *self.plan_pods) if p.job in last and not p.ended]
+        waiting = [pod for pod in (*of_jobs, *self.current_pods) if pod.on_node and not pod.ready]
         return tuple(sorted(waiting, key=lambda pod: pod.meta.created)[:MAX_UNCLEAR])
 
     def _of_revision(self) -> list[PodView]:
@@ -293,7 +324,9 @@ def observe(
         released=tuple(c for c in owned if c.meta.name != mount.claim),
         jobs=tuple(sorted(jobs, key=lambda job: job.attempt)),
         fetch_pods=tuple(world.job_pods(Key(key.namespace, stem))) if mount.claim else (),
-        stale_jobs=tuple(job for job in ours if job.claim != stem),
+        stale_jobs=tuple(job for job in ours if job.plan is None and job.claim != stem),
+        plan_jobs=tuple(sorted(_plans(ours), key=lambda job: job.attempt)),
+        plan_pods=tuple(world.plan_pods(key)),
         writer=world.writer(Key(key.namespace, mount.claim)) if mount.claim else None,
         scaling=world.scaling(key),
         startup_seconds=world.startup_seconds(key),
@@ -304,6 +337,10 @@ def observe(
         is_answered=world.is_answered(key),
         held_port=world.ports.port(key),
     )
+
+
+def _plans(jobs: list[JobView]) -> list[JobView]:
+    return [job for job in jobs if job.plan is not None]
 
 
 def _owned_child(world: World, kind: Kind, key: Key, uid: str) -> ChildView | None:

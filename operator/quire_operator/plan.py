@@ -3,18 +3,32 @@
 Order matters and is the order of the list: what is recorded comes before what it allows, what
 comes up before what goes away. Each action carries the uid of what it changes as precondition.
 
-    claim ─► fetch Job ─► (content recorded) ─► Deployment of the revision ─► ready ─► older ones go
+    plan Job ─► (it fits) ─► claim ─► fetch Job ─► (content recorded) ─►
+        Deployment of the revision ─► ready ─► older ones go
     one autoscaler goes ─► is gone ─► the other comes
     Service and disruption budget: always; EndpointSlice to the gateway: see route.py
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from quire_operator import autoscalers, children, fetch, names, pods, route, writer
+import msgspec
+
+from quire_operator import (
+    autoscalers,
+    children,
+    fetch,
+    fit,
+    memory_plan,
+    names,
+    pods,
+    route,
+    writer,
+)
 from quire_operator.errors import OverlayError
 from quire_operator.fetch import FetchState, Stage
+from quire_operator.fit import FitState
 from quire_operator.kinds import (
     BUDGET,
     BY_NAME,
@@ -44,6 +58,9 @@ NUDGE_SECONDS = 10.0
 """Between two tries of pods that the API server refuses: a raised quota is found by then."""
 WAIT_SECONDS = 2.0
 """For what no event tells of: a claim that terminates, a name that is taken."""
+
+UNKNOWN_CLAIM_SIZE = "20Gi"
+"""Of a claim whose files nobody has counted, and which nobody gives a size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +162,10 @@ Action = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The actions, where the fetch stands, and when to look again if no event comes."""
+    """The actions, where fit and fetch stand, and when to look again if no event comes."""
 
     actions: tuple[Action, ...]
+    fit: FitState
     fetch: FetchState
     refusal: str | None = None
     """Why no pod can be described (spec.podTemplate)."""
@@ -157,20 +175,26 @@ class Plan:
 def plan(seen: Observation) -> Plan:
     """Everything that is to be done for the service now; empty when the world is as wanted."""
     state = fetch.state(seen)
-    refusal = _refusal(seen)
-    actions = [*_autoscaler(seen), *_address(seen), *_route(seen), *_claim(seen, state)]
+    template, refusal = _serving_template(seen)
+    fitted = fit.state(seen, state, memory_plan.request(seen.spec, template, seen.gpu_nodes))
+    if not fitted.passes:
+        state = replace(state, start=None)
+    actions = [*_autoscaler(seen), *_address(seen), *_route(seen), *_claim(seen, state, fitted)]
     if refusal is None:
-        actions += [*_fetch(seen, state), *_revision(seen, state), *_mend(seen, state)]
+        actions += [*_fit(seen, fitted), *_fetch(seen, state, fitted)]
+        actions += [*_revision(seen, state, fitted), *_mend(seen, state)]
     actions += [*_older(seen), *_unroute(seen), *_stale(seen), *_release(seen)]
-    return Plan(tuple(actions), state, refusal, _again(seen, state))
+    return Plan(tuple(actions), fitted, state, refusal, _again(seen, state, fitted))
 
 
-def _refusal(seen: Observation) -> str | None:
+def _serving_template(seen: Observation) -> tuple[Manifest, str | None]:
+    """What the pods of the spec are made of; without spec.podTemplate, and why, where that cannot
+    be merged."""
     try:
-        pods.engine_template(seen.key, seen.spec, seen.revision, seen.image, None)
+        return pods.engine_template(seen.key, seen.spec, seen.revision, seen.image, None), None
     except OverlayError as e:
-        return str(e)
-    return None
+        bare = msgspec.structs.replace(seen.spec, pod_template={})
+        return pods.engine_template(seen.key, bare, seen.revision, seen.image, None), str(e)
 
 
 def _address(seen: Observation) -> list[Action]:
@@ -246,26 +270,56 @@ def _unroute(seen: Observation) -> list[Action]:
     return [Delete(SLICE, live.meta.name, live.meta.uid)]
 
 
-def _claim(seen: Observation, state: FetchState) -> list[Action]:
+def _fit(seen: Observation, fitted: FitState) -> list[Action]:
+    actions: list[Action] = []
+    if fitted.start is not None:
+        job = children.plan_job(
+            seen.key,
+            seen.uid,
+            seen.spec,
+            fitted.start,
+            seen.image,
+            seen.defaults.hf_endpoint,
+            request=fitted.request,
+            asked=fetch.asked(seen),
+            mounted=fitted.mounted,
+        )
+        actions.append(Create(JOB, job))
+    return actions + [Delete(JOB, job.meta.name, job.meta.uid) for job in fitted.discard]
+
+
+def _claim(seen: Observation, state: FetchState, fitted: FitState) -> list[Action]:
     if seen.spec.cache.mode != "shared" or not seen.fetches:
         return []
     claim = seen.claim
     if claim is None:
-        if state.stage is Stage.IDLE:
+        if state.stage is Stage.IDLE or not fitted.passes:
             return []
-        return [Create(CLAIM, children.claim(seen.key, seen.uid, seen.spec))]
+        size = _new_claim_size(seen, fitted)
+        return [Create(CLAIM, children.claim(seen.key, seen.uid, seen.spec, size))]
     if claim.meta.deleting:
         return []
     actions: list[Action] = []
-    if seen.uid not in claim.meta.owners:
+    if seen.uid not in claim.meta.owners and fitted.passes:
         actions.append(JoinClaim(claim))
-    size = str(seen.spec.cache.size)
-    if seen.too_small and seen.refused_growth is None:
-        actions.append(Grow(claim, size))
+    wanted = seen.claim_size
+    if wanted is not None and seen.too_small and seen.refused_growth is None:
+        actions.append(Grow(claim, wanted))
     return actions
 
 
-def _fetch(seen: Observation, state: FetchState) -> list[Action]:
+def _new_claim_size(seen: Observation, fitted: FitState) -> str:
+    """As given, or for the bytes that the plan counts, which may be younger than status; or that
+    were fetched before, by a service that serves and whose claim was lost."""
+    if seen.spec.cache.size is not None:
+        return str(seen.spec.cache.size)
+    counted = fitted.plan.bytes_total if fitted.plan is not None else None
+    fetched = seen.service.status.model.bytes_total if seen.service.status.model else None
+    total = counted or fetched
+    return UNKNOWN_CLAIM_SIZE if total is None else memory_plan.claim_size(total)
+
+
+def _fetch(seen: Observation, state: FetchState, fitted: FitState) -> list[Action]:
     if seen.claim is None:
         return []
     actions: list[Action] = []
@@ -282,10 +336,19 @@ def _fetch(seen: Observation, state: FetchState) -> list[Action]:
             seen.defaults.hf_endpoint,
             asked=fetch.asked(seen),
             repair=state.record is not None,
+            commit=_commit(state, fitted),
         )
         actions.append(Create(JOB, job))
     actions += [Delete(JOB, job.meta.name, job.meta.uid) for job in state.discard]
     return actions
+
+
+def _commit(state: FetchState, fitted: FitState) -> str | None:
+    """Whose files to fetch: a repair stays with what is there, a first fetch with what was planned,
+    so that a branch that moves meanwhile moves nothing."""
+    if state.record is not None:
+        return state.record.commit
+    return fitted.plan.commit if fitted.plan is not None else None
 
 
 def _writer(seen: Observation, state: FetchState, claim: ClaimView) -> list[Action]:
@@ -308,14 +371,20 @@ def _writer(seen: Observation, state: FetchState, claim: ClaimView) -> list[Acti
     return [step] if step is not None else []
 
 
-def _revision(seen: Observation, state: FetchState) -> list[Action]:
+def _revision(seen: Observation, state: FetchState, fitted: FitState) -> list[Action]:
     """The Deployment of the wanted revision: made once its files are there, then only scaled."""
     current = seen.current
     if current is None:
-        if state.stage not in (Stage.COMPLETE, Stage.NOT_NEEDED):
+        if not fitted.passes or state.stage not in (Stage.COMPLETE, Stage.NOT_NEEDED):
             return []
         manifest = children.deployment(
-            seen.key, seen.uid, seen.spec, seen.revision, seen.image, seen.defaults.hf_endpoint
+            seen.key,
+            seen.uid,
+            seen.spec,
+            seen.revision,
+            seen.image,
+            seen.defaults.hf_endpoint,
+            _commit(state, fitted),
         )
         return [Create(DEPLOYMENT, manifest)]
     if current.replicas != seen.spec.replicas and _may_scale(seen):
@@ -387,11 +456,11 @@ def _mend(seen: Observation, state: FetchState) -> list[Action]:
     return [Delete(POD, pod.meta.name, pod.meta.uid) for pod in crashed]
 
 
-def _again(seen: Observation, state: FetchState) -> float | None:
-    waits = [state.wait_seconds] if state.wait_seconds is not None else []
+def _again(seen: Observation, state: FetchState, fitted: FitState) -> float | None:
+    waits = [wait for wait in (state.wait_seconds, fitted.wait_seconds) if wait is not None]
     if state.stage is Stage.RUNNING or _init_fetches(seen):
         waits.append(_fetch_poll(seen, state))
-    if state.stage is Stage.NO_CLAIM or _autoscaler_leaves(seen):
+    if (state.stage is Stage.NO_CLAIM and fitted.passes) or _autoscaler_leaves(seen):
         waits.append(WAIT_SECONDS)
     if seen.unclear_pods:
         waits.append(UNCLEAR_SECONDS)

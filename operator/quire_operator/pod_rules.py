@@ -27,6 +27,9 @@ def pods_refused(case: Case) -> str | None:
 
 def _refused_pods(case: Case) -> list[str]:
     """The API server's words on pods that the Job or the Deployment asked for."""
+    if case.plans:
+        event = case.seen.plan_event
+        return [f"the plan gets no pod: {event}"] if case.plan.fit.pod is None and event else []
     if case.fetches:
         event = case.seen.job_event
         alone = case.fetch.pod is None and event

@@ -25,6 +25,14 @@ FETCH_RESOURCES: Manifest = {
 volume, which the kernel counts as its memory too and writes out when they come near the limit."""
 HUNG_SECONDS = 5
 """What an engine that answers no probe is given to end, instead of the time to drain."""
+PLAN_RESOURCES: Manifest = {
+    "requests": {"cpu": "100m", "memory": "128Mi"},
+    "limits": {"memory": "512Mi"},
+}
+"""A plan reads headers alone: kilobytes."""
+UNSET_LIMIT = "20Gi"
+"""What an emptyDir's limit counts as in a revision's hash where none is given: the default that it
+once had. Another value would restart the pods of such services with an upgrade."""
 SCHEDULING = (
     "nodeSelector",
     "tolerations",
@@ -83,7 +91,8 @@ def file_of(model: Model) -> list[str]:
 
 def spec_digest(spec: Spec) -> str:
     """Hash of what the user asks of a pod. Defaults are left out: a new field changes no hash."""
-    limit = [str(spec.cache.size)] if mount_of(spec).claim is None else []
+    size = UNSET_LIMIT if spec.cache.size is None else str(spec.cache.size)
+    limit = [size] if mount_of(spec).claim is None else []
     parts = {
         "model": msgspec.to_builtins(spec.model),
         "engine": msgspec.to_builtins(spec.engine),
@@ -93,6 +102,7 @@ def spec_digest(spec: Spec) -> str:
         "podTemplate": spec.pod_template,
     }
     parts["model"].pop("credentialsSecret", None)
+    parts["resources"].pop("gpuMemory", None)
     return names.digest(msgspec.json.encode(parts, order="sorted").decode(), 16)
 
 
@@ -128,16 +138,35 @@ def engine_arguments(key: Key, spec: Spec) -> list[str]:
     return arguments + list(engine.extra_args)
 
 
-def fetch_arguments(spec: Spec, root: str, *, repair: bool) -> list[str]:
-    revision = ["--revision", spec.model.revision] if spec.model.revision else []
+def plan_arguments(key: Key, spec: Spec, memory_bytes: int | None, *, mounted: bool) -> list[str]:
+    """The flags that serve gets, with the model as its files lie (`mounted`) or as it is listed."""
+    path = f"{MODELS}/{mount_of(spec).path}"
+    model = [path] if mounted else [spec.model.uri, *_revision(spec.model.revision)]
+    memory = ["--memory", str(memory_bytes)] if memory_bytes else []
+    return ["plan", *model, *memory, "--", *engine_arguments(key, spec)[2:]]
+
+
+def _revision(revision: str | None) -> list[str]:
+    return ["--revision", revision] if revision else []
+
+
+def fetch_arguments(spec: Spec, root: str, *, repair: bool, commit: str | None = None) -> list[str]:
+    """With a commit that the plan was made for, a branch that moves meanwhile moves nothing."""
+    revision = _revision(commit or spec.model.revision)
     port = ["--progress-port", str(names.PROGRESS_PORT)]
     return ["fetch", spec.model.uri, root, *revision, *port, *(["--repair"] if repair else [])]
 
 
 def engine_template(
-    key: Key, spec: Spec, revision: str, image: str, hf_endpoint: str | None
+    key: Key,
+    spec: Spec,
+    revision: str,
+    image: str,
+    hf_endpoint: str | None,
+    commit: str | None = None,
 ) -> Manifest:
-    """The pod template of a revision, overlay included. Raises OverlayError."""
+    """The pod template of a revision, overlay included. `commit`: for pods that fetch for
+    themselves. Raises OverlayError."""
     mount = mount_of(spec)
     template: Manifest = {
         "metadata": {
@@ -161,23 +190,32 @@ def engine_template(
     }
     if mount.claim is None:
         # Without the hub token: this is a pod that serves. The schema refuses the two together.
-        fetch = _fetch_container(spec, image, MODELS, _environment(None, hf_endpoint), repair=False)
+        arguments = fetch_arguments(spec, MODELS, repair=False, commit=commit)
+        fetch = _fetch_container(image, arguments, _environment(None, hf_endpoint))
         template["spec"]["initContainers"] = [fetch]
     return overlay(template, spec.pod_template)
 
 
 def fetch_template(
-    key: Key, spec: Spec, stem: str, image: str, hf_endpoint: str | None, *, repair: bool
+    key: Key,
+    spec: Spec,
+    stem: str,
+    image: str,
+    hf_endpoint: str | None,
+    *,
+    repair: bool,
+    commit: str | None = None,
 ) -> Manifest:
     """The pod template of a fetch Job. Without the service's label: it is never an endpoint."""
     mount = mount_of(spec)
     serving = engine_template(key, spec, "0" * 8, image, hf_endpoint)["spec"]
     environment = _environment(spec.model.credentials_secret, hf_endpoint)
+    arguments = fetch_arguments(spec, mount.root, repair=repair, commit=commit)
     return {
         "metadata": {
             "labels": {
                 names.MANAGED_BY: names.MANAGED_BY_VALUE,
-                names.COMPONENT: "fetch",
+                names.COMPONENT: names.FETCH_CONTAINER,
                 names.LABEL_CLAIM: stem,
                 **_cache_label(spec),
             }
@@ -186,8 +224,46 @@ def fetch_template(
             **_pod_basics(),
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 10,
-            "containers": [_fetch_container(spec, image, mount.root, environment, repair=repair)],
+            "containers": [_fetch_container(image, arguments, environment)],
             "volumes": _volumes(mount, spec),
+            **{field: serving[field] for field in SCHEDULING if field in serving},
+        },
+    }
+
+
+def plan_template(
+    key: Key,
+    spec: Spec,
+    image: str,
+    hf_endpoint: str | None,
+    memory_bytes: int | None,
+    *,
+    mounted: bool,
+) -> Manifest:
+    """The pod template of a plan Job. With the service's label, but without that of our app: it is
+    never an endpoint."""
+    # Without the volume it is not bound to that one's node.
+    free = msgspec.structs.replace(spec.cache, access_mode="ReadWriteMany")
+    placed = spec if mounted else msgspec.structs.replace(spec, cache=free)
+    serving = engine_template(key, placed, "0" * 8, image, hf_endpoint)["spec"]
+    environment = [] if mounted else _environment(spec.model.credentials_secret, hf_endpoint)
+    arguments = plan_arguments(key, spec, memory_bytes, mounted=mounted)
+    volumes = _volumes(mount_of(spec), spec)
+    return {
+        "metadata": {
+            "labels": {
+                names.MANAGED_BY: names.MANAGED_BY_VALUE,
+                names.COMPONENT: names.PLAN_CONTAINER,
+                names.LABEL_SERVICE: key.name,
+                **(_cache_label(spec) if mounted else {}),
+            }
+        },
+        "spec": {
+            **_pod_basics(),
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "containers": [_plan_container(image, arguments, environment, mounted=mounted)],
+            "volumes": volumes if mounted else volumes[1:],
             **{field: serving[field] for field in SCHEDULING if field in serving},
         },
     }
@@ -219,7 +295,8 @@ def _container_security() -> Manifest:
 
 def _volumes(mount: Mount, spec: Spec) -> list[Manifest]:
     if mount.claim is None:
-        model: Manifest = {"emptyDir": {"sizeLimit": str(spec.cache.size)}}
+        size = spec.cache.size
+        model: Manifest = {"emptyDir": {} if size is None else {"sizeLimit": str(size)}}
     else:
         # Not readOnly here: that would attach the volume read-only, and a repair writes beside us.
         model = {"persistentVolumeClaim": {"claimName": mount.claim}}
@@ -311,13 +388,11 @@ def _environment(secret: str | None, hf_endpoint: str | None) -> list[Manifest]:
     return environment
 
 
-def _fetch_container(
-    spec: Spec, image: str, root: str, environment: list[Manifest], *, repair: bool
-) -> Manifest:
+def _fetch_container(image: str, arguments: list[str], environment: list[Manifest]) -> Manifest:
     return {
         "name": names.FETCH_CONTAINER,
         "image": image,
-        "args": fetch_arguments(spec, root, repair=repair),
+        "args": arguments,
         "env": environment,
         "ports": [{"name": "progress", "containerPort": names.PROGRESS_PORT, "protocol": "TCP"}],
         "resources": FETCH_RESOURCES,
@@ -327,4 +402,20 @@ def _fetch_container(
             {"name": "models", "mountPath": MODELS},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - an emptyDir
         ],
+    }
+
+
+def _plan_container(
+    image: str, arguments: list[str], environment: list[Manifest], *, mounted: bool
+) -> Manifest:
+    models = [{"name": "models", "mountPath": MODELS, "readOnly": True}] if mounted else []
+    return {
+        "name": names.PLAN_CONTAINER,
+        "image": image,
+        "args": arguments,
+        "env": environment,
+        "resources": PLAN_RESOURCES,
+        "securityContext": _container_security(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [*models, {"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108 - an emptyDir
     }

@@ -182,6 +182,7 @@ def _job(body: Manifest) -> JobView:
         failed=failed.get("status") == "True",
         finished=epoch(ended),
         failure=failed.get("message"),
+        plan=meta.annotations.get(names.ANNOTATION_PLAN),
     )
 
 
@@ -263,7 +264,9 @@ def _pod(body: Manifest) -> PodView:
     scheduled, ready = _condition(status, "PodScheduled"), _condition(status, "Ready")
     stuck = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
     job = labels.get("batch.kubernetes.io/job-name")
-    main = names.FETCH_CONTAINER if job else names.ENGINE_CONTAINER
+    # A Job's component is its container's name.
+    of_job = labels.get(names.COMPONENT, names.FETCH_CONTAINER)
+    main = of_job if job else names.ENGINE_CONTAINER
     is_ready = ready.get("status") == "True"
     return PodView(
         meta=_meta(body),

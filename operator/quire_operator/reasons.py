@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from quire_operator import fetch_rules, pod_rules, service_rules
+from quire_operator import fetch_rules, fit_rules, pod_rules, service_rules
 from quire_operator.case import Case, Rule
 from quire_operator.fetch_rules import failed_as, failed_otherwise
 from quire_operator.service_rules import problem
 
-Level = Literal["service", "claim", "fetch", "pod", "container", "engine", "rollout", "scaler"]
+Level = Literal[
+    "service", "plan", "claim", "fetch", "pod", "container", "engine", "rollout", "scaler"
+]
 
 READY = "Ready"
 
@@ -168,6 +170,15 @@ TABLE: tuple[Entry, ...] = (
         pod_rules.quota_exceeded,
     ),
     Entry(
+        "DoesNotFit",
+        "plan",
+        "The model needs more memory than a GPU has, or than `resources.memory` lets the container "
+        "take; nothing was fetched.",
+        "Lower `engine.maxModelLen` to the context that the message names, or take a larger GPU or "
+        "limit, more `engine.tensorParallel`, or another model.",
+        fit_rules.does_not_fit,
+    ),
+    Entry(
         "ClaimUnbound",
         "claim",
         "The claim has no volume: no such StorageClass, none that fits, the provisioner's refusal, "
@@ -176,6 +187,14 @@ TABLE: tuple[Entry, ...] = (
         fetch_rules.claim_unbound,
     ),
     *_FETCH,
+    Entry(
+        "PlanFailed",
+        "plan",
+        "The engine could not say what the model needs; the message begins with the reason, most "
+        "often a flag that it has not.",
+        "Follow the message, most often to `engine.extraArgs`; it is asked again by itself.",
+        fit_rules.plan_failed(_KNOWN),
+    ),
     Entry(
         "FetchFailed",
         "fetch",
@@ -280,6 +299,14 @@ TABLE: tuple[Entry, ...] = (
         "probe does not reach it. The message has its own word, or the kubelet's.",
         "Follow the message: a probe in `podTemplate`, a NetworkPolicy, the engine's log.",
         pod_rules.not_ready,
+    ),
+    Entry(
+        "Planning",
+        "plan",
+        "The engine is asked what the model needs, before anything of it is fetched.",
+        "Wait.",
+        fit_rules.planning,
+        is_trouble=False,
     ),
     Entry(
         "Fetching",

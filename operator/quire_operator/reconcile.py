@@ -18,6 +18,7 @@ from quire_operator.inquiry import Inquiry
 from quire_operator.kinds import BY_NAME, CLAIM, POLLED
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
+from quire_operator.nodes import NodeSource
 from quire_operator.observe import Defaults, Observation, observe
 from quire_operator.plan import Plan, plan
 from quire_operator.pods import mount_of
@@ -41,6 +42,7 @@ class Reconciler:
     defaults: Defaults
     progress: ProgressSource
     engines: EngineSource
+    nodes: NodeSource
     metrics: Metrics
     is_leader: Callable[[], bool]
     wall: Callable[[], float] = time.time
@@ -77,7 +79,7 @@ class Reconciler:
         await self._see_foreign_claim(key, service)
         await self._see_leaving_autoscalers(key)
         seen = observe(self.world, key, service, service.spec, self.defaults, self.wall())
-        seen = await Inquiry(self.client, self.progress, self.engines).ask(seen)
+        seen = await Inquiry(self.client, self.progress, self.engines, self.nodes).ask(seen)
         wanted = plan(seen)
         problems = await Applier(self.client, self.world, seen).run(wanted.actions)
         self._count(seen, wanted)

@@ -84,10 +84,17 @@ def _model(case: Case, before: api.ModelStatus | None) -> api.ModelStatus | None
     if record is not None and not case.fetch.repairing:
         total = record.bytes_total
         return api.ModelStatus(commit=record.commit, bytes_total=total, bytes_done=total)
-    return before if case.fetch.stage.name in ("RUNNING", "FAILED") else None
+    plan = case.plan.fit.plan
+    planned = None
+    if plan is not None and plan.bytes_total:
+        planned = api.ModelStatus(commit=plan.commit, bytes_total=plan.bytes_total)
+    return (before or planned) if case.fetch.stage.name in ("RUNNING", "FAILED") else planned
 
 
 def _plan(case: Case) -> api.PlanStatus | None:
+    """The answer to what the spec asks now; before plans were made first, that of the fetch."""
+    if case.plan.fit.plan is not None:
+        return case.plan.fit.plan
     plan = case.fetch.record.plan if case.fetch.record else None
     if plan is None:
         return None

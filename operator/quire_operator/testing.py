@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ from quire_operator.kinds import (
 )
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
+from quire_operator.nodes import NodeReader
 from quire_operator.observe import Defaults
 from quire_operator.projections import project
 from quire_operator.reconcile import Reconciler
@@ -46,6 +47,20 @@ from quire_operator.world import World
 
 Event = Callable[[Kind, str, Manifest], None]
 """Kind, "MODIFIED" or "DELETED", object."""
+
+PLAN_REPORT: Mapping[str, object] = {
+    "commit": "c0ffee",
+    "bytesTotal": 1000,
+    "plan": {
+        "weightBytes": 800,
+        "kvBytesPerToken": 16,
+        "kvBlocks": 64,
+        "maxModelLen": 512,
+        "maxConcurrency": 2.0,
+        "requiredBytes": 9000,
+    },
+}
+"""What the engine says of a model that fits."""
 
 IDENTITY = {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace")}
 PRECONDITIONS = {("metadata", "uid"), ("metadata", "resourceVersion")}
@@ -67,6 +82,9 @@ class FakeCluster:
         """Errors for writes to a kind: a quota, an outage."""
         self.unknown: set[Kind] = set()
         """Kinds whose definitions are not installed."""
+        self.plans: dict[str, object] | None = dict(PLAN_REPORT)
+        """What plan Jobs answer as soon as they are made, ill if it has a reason. None: they wait
+        for `run_jobs`."""
         self._objects: dict[tuple[Kind, Key], _Stored] = {}
         self._versions = itertools.count(1)
         self._uids = itertools.count(1)
@@ -87,12 +105,12 @@ class FakeCluster:
         metadata_only: bool = False,
     ) -> list[Manifest]:
         self._know(kind)
-        wanted = dict(pair.split("=") for pair in labels.split(",") if pair)
+        wanted = [pair.partition("=") for pair in labels.split(",") if pair]
         selected = [pair.split("=") for pair in fields.split(",") if pair]
         found = []
         for (of, at), stored in self._objects.items():
             have = stored.body["metadata"].get("labels") or {}
-            matches = all(have.get(k) == v for k, v in wanted.items())
+            matches = all(k in have and (not eq or have[k] == v) for k, eq, v in wanted)
             matches &= all(value_at(stored.body, tuple(f.split("."))) == v for f, v in selected)
             if of is kind and namespace in (None, at.namespace) and matches:
                 found.append(copy.deepcopy(stored.body))
@@ -102,7 +120,10 @@ class FakeCluster:
         kind, at = self._begin("POST", manifest)
         if (kind, at) in self._objects:
             raise AlreadyExists(409, f"POST {kind.plural}", f"{at.name} exists", "AlreadyExists")
-        return self._insert(kind, at, manifest, manager)
+        made = self._insert(kind, at, manifest, manager)
+        if self.plans is not None and _component(made) == names.PLAN_CONTAINER:
+            self.end_job(made, self.plans)
+        return made
 
     async def apply(
         self, manifest: Manifest, manager: str, *, force: bool, subresource: str = ""
@@ -244,14 +265,19 @@ class FakeCluster:
             status = job.get("status") or {}
             if status.get("conditions"):
                 continue
-            self._job_pod(job, message)
             if message is None:
-                continue
-            kind = "Failed" if "reason" in message else "Complete"
-            done = {"type": kind, "status": "True", "lastTransitionTime": timestamp(self.now)}
-            self.set_status(JOB, _at(job), {"conditions": [done]})
+                self._job_pod(job, None)
+            else:
+                self.end_job(job, message)
 
-    def _job_pod(self, job: Manifest, message: dict[str, object] | None) -> None:
+    def end_job(self, job: Manifest, message: Mapping[str, object]) -> None:
+        """Its pod ends with this message, ill if that has a reason."""
+        self._job_pod(job, message)
+        kind = "Failed" if "reason" in message else "Complete"
+        done = {"type": kind, "status": "True", "lastTransitionTime": timestamp(self.now)}
+        self.set_status(JOB, _at(job), {"conditions": [done]})
+
+    def _job_pod(self, job: Manifest, message: Mapping[str, object] | None) -> None:
         template = copy.deepcopy(job["spec"]["template"])
         name = job["metadata"]["name"]
         template["metadata"]["labels"]["batch.kubernetes.io/job-name"] = name
@@ -264,7 +290,7 @@ class FakeCluster:
                     "finishedAt": timestamp(self.now),
                 }
             }
-        statuses = [{"name": names.FETCH_CONTAINER, "state": state}]
+        statuses = [{"name": template["spec"]["containers"][0]["name"], "state": state}]
         self._pod(f"{name}-pod", job, template, {"containerStatuses": statuses, "phase": "Running"})
 
     def run_deployments(self, ready: bool = True, *, endpoints: bool = True) -> None:
@@ -381,6 +407,10 @@ class FakeCluster:
             stored.owners[who] = paths - taken
 
 
+def _component(manifest: Manifest) -> str | None:
+    return (manifest["metadata"].get("labels") or {}).get(names.COMPONENT)
+
+
 def _at(manifest: Manifest) -> Key:
     return Key(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
 
@@ -394,6 +424,12 @@ def service_manifest(name: str = "chat", namespace: str = "default", **spec: Any
         "metadata": {"name": name, "namespace": namespace},
         "spec": {"model": model, "replicas": 1, **spec},
     }
+
+
+def node_manifest(name: str, labels: Mapping[str, str]) -> Manifest:
+    """A node, as its cluster has it."""
+    metadata = {"name": name, "namespace": "", "labels": dict(labels)}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
 
 
 class Rig:
@@ -411,6 +447,7 @@ class Rig:
         self.world = World(lambda key: self.woken.setdefault(key), lambda: self.cluster.now)
         self.progress = FakeProgress()
         self.engines = FakeEngines()
+        self.nodes = NodeReader(self.cluster, lambda: self.cluster.now)
         self.again: dict[Key, float | None] = {}
         self.scaled_objects = ScaledObjectPoller(self.cluster, self.world, ())
         self.cluster.subscribe(self._feed)
@@ -420,6 +457,7 @@ class Rig:
             defaults=Defaults(image=image, hf_endpoint=hf_endpoint, keda_scaler=keda_scaler),
             progress=self.progress,
             engines=self.engines,
+            nodes=self.nodes,
             metrics=Metrics(),
             is_leader=lambda: True,
             wall=lambda: self.cluster.now,

@@ -114,11 +114,11 @@ class DeploymentView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """One numbered fetch."""
+    """One numbered fetch, or one numbered plan."""
 
     meta: Meta
     claim: str
-    """The stem of its name."""
+    """The stem of a fetch's name; empty for a plan."""
     attempt: int
     asked: str
     """Who started it, and how it was to go."""
@@ -127,6 +127,8 @@ class JobView:
     finished: float | None
     """Epoch seconds."""
     failure: str | None
+    plan: str | None = None
+    """What a plan was asked for (`memory_plan.Request.key`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +170,7 @@ class ContainerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodView:
-    """A pod that serves or fetches."""
+    """A pod that serves, fetches or plans."""
 
     meta: Meta
     revision: str | None
@@ -236,6 +238,15 @@ class Gateway:
     """Sorted, of one family."""
     family: str = "IPv4"
     """addressType of an EndpointSlice."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuNode:
+    """A node that tells by a label how much memory each of its GPUs has."""
+
+    name: str
+    labels: Mapping[str, str]
+    mebibytes: int
 
 
 View = (

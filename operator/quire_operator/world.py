@@ -235,8 +235,14 @@ class World:
         views = [v for v in self._children(POD, key) if isinstance(v, PodView)]
         return [v for v in views if v.job is None]
 
+    def plan_pods(self, key: Key) -> list[PodView]:
+        """The pods of a service's plan Jobs; those of fetches bear no service's name."""
+        views = [v for v in self._children(POD, key) if isinstance(v, PodView)]
+        return [v for v in views if v.job is not None]
+
     def jobs(self, of: Key) -> list[JobView]:
-        """The fetches that a service started, or those that go by a stem of names."""
+        """The fetches and plans that a service started, or the fetches that go by a stem of
+        names."""
         return [v for v in self._children(JOB, of) if isinstance(v, JobView)]
 
     def job_pods(self, stem: Key) -> list[PodView]:

@@ -30,15 +30,24 @@ def test_image_that_is_not_there(namespace: str) -> None:
 
 
 def test_crash_shows_the_engines_last_error(namespace: str) -> None:
-    engine = {"extraArgs": ["--max-model-len", "999999999"]}
+    """What the plan before it does not find: an address that is not the pod's."""
+    engine = {"extraArgs": ["--host", "203.0.113.1"]}
     kube.apply(serving.manifest(engine=engine), namespace)
     message = kube.wait_reason(namespace, "chat", "CrashLoop", 2 * REASON_SECONDS)
-    assert "max_model_len" in message or "max-model-len" in message
+    assert "203.0.113.1" in message
 
 
 def test_oom_names_the_limit(namespace: str) -> None:
-    resources = {"gpus": 0, "memory": "300Mi"}
-    kube.apply(serving.manifest(resources=resources), namespace)
+    """A limit that the service does not know of: with resources.memory the plan would refuse."""
+    limit = {"type": "Container", "default": {"memory": "300Mi"}}
+    limit_range = {
+        "apiVersion": "v1",
+        "kind": "LimitRange",
+        "metadata": {"name": "small"},
+        "spec": {"limits": [limit]},
+    }
+    kube.apply(limit_range, namespace)
+    kube.apply(serving.manifest(resources={"gpus": 0}), namespace)
     assert "300Mi" in kube.wait_reason(namespace, "chat", "OOMKilled", 2 * REASON_SECONDS)
 
 

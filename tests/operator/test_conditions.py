@@ -186,7 +186,7 @@ def told(rig: Rig, reason: str, message: str, seconds: float = 0.0, kind: str = 
 
 async def asked(rig: Rig) -> Case:
     """The case after all have been asked."""
-    seen = await Inquiry(rig.cluster, rig.progress, rig.engines).ask(look(rig))
+    seen = await Inquiry(rig.cluster, rig.progress, rig.engines, rig.nodes).ask(look(rig))
     return Case(seen, plan(seen), ())
 
 
@@ -349,7 +349,7 @@ async def test_one_of_two_serves_and_the_others_trouble_is_told(rig: Rig) -> Non
     status, reason, message = ready(case(rig))
     assert (status, reason) == ("True", "CrashLoop")
     assert message.startswith("1 of 2 replicas ready; the engine exited with 1")
-    pods_ready = conditions.conditions(case(rig))[2]
+    pods_ready = conditions.conditions(case(rig))[3]
     assert (pods_ready.type, pods_ready.status) == ("PodsReady", "False")
 
 

@@ -20,7 +20,7 @@ from quire_operator.kinds import (
     SERVICE_KIND,
 )
 from quire_operator.names import Key
-from quire_operator.testing import Rig, service_manifest
+from quire_operator.testing import PLAN_REPORT, Rig, node_manifest, service_manifest
 from quire_operator.testing_autoscalers import run_keda
 
 CHAT = Key("default", "chat")
@@ -40,6 +40,7 @@ specs = st.fixed_dictionaries(
         "cache": st.sampled_from(
             [{}, {"mode": "none"}, {"size": "30Gi"}, {"prefetch": True}, {"size": "1024Mi"}]
         ),
+        "resources": st.sampled_from([{}, {"gpus": 0}, {"gpuMemory": "24Gi"}]),
         "engine": st.sampled_from([{}, {"maxModelLen": 512}, {"image": "engine:v9"}]),
         "scaling": st.sampled_from([{}, *({"mode": mode} for mode in ("builtin", "hpa", "keda"))]),
         "podTemplate": st.sampled_from([{}, {"spec": {"nodeSelector": {"a": "b"}}}]),
@@ -58,6 +59,10 @@ disturbances = st.lists(
             "edit",
             "wait",
             "keda",
+            "plans wait",
+            "plans fail",
+            "node",
+            "status lost",
         ]
     ),
     max_size=8,
@@ -76,6 +81,14 @@ def disturb(rig: Rig, what: str, seed: int) -> None:
         cluster.bind_claims()
     elif what == "keda":
         run_keda(cluster)
+    elif what in ("plans wait", "plans fail"):
+        failed = {"reason": "SourceUnreachable", "message": "m"}
+        cluster.plans = failed if what == "plans fail" else None
+    elif what == "node":
+        memory = {"nvidia.com/gpu.memory": str(chance.choice([16384, 81559])), "a": "b"}
+        cluster.put(node_manifest("node", memory))
+    elif what == "status lost":
+        cluster.set_status(SERVICE_KIND, CHAT, {})
     elif what == "wait":
         cluster.now += chance.choice([1, 30, 700])
     else:
@@ -99,6 +112,8 @@ def lose_or_edit(rig: Rig, what: str, chance: random.Random) -> None:
 
 
 async def finish(rig: Rig) -> None:
+    rig.cluster.plans = dict(PLAN_REPORT)
+    rig.cluster.run_jobs({"reason": "Interrupted", "message": "a plan that waited"})
     for _ in range(5):
         rig.cluster.now += 600  # past every delay
         run_keda(rig.cluster)

@@ -56,6 +56,7 @@ async def test_a_new_operator_writes_nothing(rig: Rig, chat: Key) -> None:
         defaults=other.reconciler.defaults,
         progress=other.progress,
         engines=other.engines,
+        nodes=other.reconciler.nodes,
         metrics=other.reconciler.metrics,
         is_leader=lambda: True,
         wall=lambda: rig.cluster.now,
@@ -447,8 +448,8 @@ async def test_a_claim_that_cannot_grow_is_told_and_not_asked_again(chat: Key) -
     assert rig.cluster.writes.count("PATCH size") == 2, "once for each size"
     ready = rig.condition(chat)
     assert (ready.status, ready.reason) == ("True", "ClaimCannotGrow")
-    assert "of 20Gi cannot grow to cache.size 50Gi: only dynamically" in ready.message
-    rig.cluster.put(service_manifest(cache={"size": "20Gi"}))
+    assert "of 1Gi cannot grow to cache.size 50Gi: only dynamically" in ready.message
+    rig.cluster.put(service_manifest(cache={"size": "1Gi"}))
     await rig.settle()
     assert rig.condition(chat).reason == "Ready"
 

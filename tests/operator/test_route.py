@@ -384,7 +384,7 @@ async def test_a_new_revision_starts_no_pod_before_the_next_wake(asleep: Rig) ->
         await asleep.settle()
         asleep.cluster.run_deployments()
     assert asleep.cluster.all(POD) == []
-    assert replicas(asleep.cluster) == [0], "the old revision is gone, the new one waits"
+    assert replicas(asleep.cluster) == [], "the old revision is gone, the new one is planned first"
     assert asleep.condition(CHAT, "RolloutComplete").status == "True"
     assert leads_to(asleep.cluster) == list(GATEWAY)
     wish(asleep, 1)

@@ -9,7 +9,7 @@ from quire_operator import writer
 from quire_operator.errors import Conflict
 from quire_operator.kinds import CLAIM, JOB, LEASE, POD, SERVICE_KIND, Manifest
 from quire_operator.names import Key
-from quire_operator.testing import Rig, service_manifest
+from quire_operator.testing import PLAN_REPORT, Rig, service_manifest
 from quire_operator.values import micro_timestamp, timestamp
 
 CHAT, OTHER = Key("default", "chat"), Key("default", "other")
@@ -22,7 +22,9 @@ def lease(rig: Rig) -> Manifest:
 
 
 def jobs(rig: Rig) -> list[str]:
-    return sorted(job["metadata"]["name"] for job in rig.cluster.all(JOB))
+    """Fetches, without plans."""
+    names = (job["metadata"]["name"] for job in rig.cluster.all(JOB))
+    return sorted(name for name in names if "-fetch-" in name)
 
 
 def pod_of(rig: Rig, job: str) -> Manifest:
@@ -253,9 +255,18 @@ def restarted(rig: Rig) -> Rig:
     return successor
 
 
+async def plan_first(rig: Rig, *services: Manifest) -> None:
+    """Their memory plans are made; what comes next is the fetch."""
+    rig.cluster.plans = None
+    for service in services:
+        rig.cluster.put(service)
+    await rig.settle()
+    rig.cluster.run_jobs(dict(PLAN_REPORT))
+
+
 async def test_an_operator_killed_between_lease_and_job_goes_on(rig: Rig) -> None:
+    await plan_first(rig, service_manifest())
     rig.cluster.refuse[JOB] = Conflict(409, "POST jobs", "the operator dies here")
-    rig.cluster.put(service_manifest())
     with pytest.raises(Conflict):
         await rig.settle()
     del rig.cluster.refuse[JOB]
@@ -308,8 +319,8 @@ async def test_two_services_at_once_make_one_job(rig: Rig, same_content: bool) -
     """Two workers plan over the same world; the Lease lets one of them go on."""
     disk(rig)
     uri = "hf://org/model" if same_content else "hf://org/other"
-    rig.cluster.put(service_manifest(cache=EXISTING))
-    rig.cluster.put(service_manifest("other", model={"uri": uri}, cache=EXISTING))
+    other = service_manifest("other", model={"uri": uri}, cache=EXISTING)
+    await plan_first(rig, service_manifest(cache=EXISTING), other)
     rig.woken.clear()
     slow(rig)
     outcomes = await asyncio.gather(

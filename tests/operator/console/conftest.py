@@ -39,6 +39,7 @@ def look(cluster: ConsoleCluster, chat: Key) -> Callable[[], Awaitable[Document]
 @pytest.fixture
 async def ready(rig: Rig, cluster: ConsoleCluster, chat: Key) -> ConsoleCluster:
     """chat, ready for a minute, with one pod that answers."""
+    cluster.plans = {"commit": COMMIT, "bytesTotal": 272_389_213, "plan": PLAN}
     cluster.put(service_manifest(replicas=1))
     await rig.bring_up(chat, commit=COMMIT, bytesTotal=272_389_213, plan=PLAN)
     cluster.schedule("node-1")

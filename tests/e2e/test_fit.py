@@ -1,0 +1,117 @@
+"""A model that does not fit is refused before a byte of its weights is fetched or a GPU taken."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from quire_cluster import kube, serving
+from quire_cluster.faults import Hub
+
+pytestmark = pytest.mark.e2e
+
+REASON_SECONDS = 60
+LABEL = "nvidia.com/gpu.memory"
+HEADER_BYTES = 1_000_000
+"""More than the headers of the tests' model take, and a small part of its weights."""
+
+
+@pytest.fixture
+def node() -> Iterator[str]:
+    """The node's name; it is without the label afterwards."""
+    [node] = kube.items("nodes")
+    name: str = node["metadata"]["name"]
+    yield name
+    kube.kubectl("label", "node", name, f"{LABEL}-")
+
+
+def fits(namespace: str) -> kube.Json:
+    return kube.condition(kube.get("inferenceservice", "chat", namespace), "Fits")
+
+
+def test_too_little_memory_is_refused_and_more_heals_it(namespace: str, hub: Hub) -> None:
+    hub.clear_log()
+    small = {"gpus": 0, "memory": "300Mi"}
+    kube.apply(serving.manifest(resources=small, cache={}), namespace)
+    message = kube.wait_reason(namespace, "chat", "DoesNotFit", REASON_SECONDS)
+    assert "300.0 MiB" in message
+    assert fits(namespace)["status"] == "False"
+    assert 0 < hub.bytes_served() < HEADER_BYTES, "headers alone"
+    for kind in ("persistentvolumeclaims", "deployments", "jobs"):
+        assert kube.items(kind, namespace) == []
+    kube.apply(serving.manifest(cache={}), namespace)
+    service = kube.wait_ready(namespace, "chat")
+    plan, model = service["status"]["plan"], service["status"]["model"]
+    assert plan["requiredBytes"] <= plan["memoryBytes"] == 3 * 1024**3
+    assert plan["kvBlocks"] > 0
+    assert plan["commit"] == model["commit"]
+    assert plan["bytesTotal"] == model["bytesTotal"] > plan["weightBytes"] // 2
+    assert fits(namespace)["status"] == "True"
+    [claim] = kube.items("persistentvolumeclaims", namespace)
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Gi"
+    kube.wait_until(
+        lambda: not kube.items("pods", namespace, "batch.kubernetes.io/job-name"),
+        30,
+        "the Jobs' pods to go with them",
+    )
+
+
+def test_an_earlier_revision_serves_on_while_a_context_is_refused(namespace: str) -> None:
+    kube.apply(serving.manifest(), namespace)
+    kube.wait_ready(namespace, "chat")
+    [before] = kube.items("deployments", namespace)
+    kube.apply(serving.manifest(resources={"gpus": 0, "memory": "300Mi"}), namespace)
+    message = kube.wait_reason(namespace, "chat", "DoesNotFit", REASON_SECONDS)
+    assert "still serves" in message
+    assert [d["metadata"]["uid"] for d in kube.items("deployments", namespace)] == [
+        before["metadata"]["uid"]
+    ]
+    with serving.connect(namespace) as client:
+        assert "Paris" in serving.ask(client)
+    kube.apply(serving.manifest(), namespace)
+    kube.wait_ready(namespace, "chat", 30)
+
+
+def test_a_nodes_label_refuses_and_a_larger_one_heals_within_15_s(
+    namespace: str, node: str
+) -> None:
+    kube.kubectl("label", "node", node, f"{LABEL}=200")
+    resources = {"gpus": 1, "memory": "3Gi"}
+    kube.apply(serving.manifest(resources=resources), namespace)
+    kube.wait_reason(namespace, "chat", "DoesNotFit", REASON_SECONDS)
+    kube.kubectl("label", "node", node, "--overwrite", f"{LABEL}=81559")
+    kube.wait_until(lambda: fits(namespace)["status"] == "True", 30, "the larger GPU to be seen")
+    assert "a GPU has 79.6 GiB" in fits(namespace)["message"]
+
+
+def test_given_gpu_memory_is_checked_and_unknown_memory_is_not(namespace: str) -> None:
+    given = {"gpus": 1, "gpuMemory": "200Mi"}
+    kube.apply(serving.manifest(resources=given), namespace)
+    message = kube.wait_reason(namespace, "chat", "DoesNotFit", REASON_SECONDS)
+    assert "MiB" in message
+    kube.apply(serving.manifest(resources={"gpus": 1}), namespace)
+    kube.wait_until(
+        lambda: fits(namespace)["reason"] == "MemoryUnknown", REASON_SECONDS, "no refusal"
+    )
+    assert LABEL in fits(namespace)["message"]
+
+
+def test_a_flag_that_the_engine_has_not_is_told_before_a_byte_is_fetched(
+    namespace: str, hub: Hub
+) -> None:
+    hub.clear_log()
+    kube.apply(serving.manifest(engine={"extraArgs": ["--no-such-flag"]}), namespace)
+    message = kube.wait_reason(namespace, "chat", "PlanFailed", REASON_SECONDS)
+    assert "--no-such-flag" in message
+    assert hub.bytes_served() == 0
+    kube.apply(serving.manifest(), namespace)
+    kube.wait_ready(namespace, "chat")
+
+
+def test_a_plan_that_takes_its_time_says_so(namespace: str, hub: Hub) -> None:
+    hub.faults(path="config.json", stall_after_bytes=0)
+    try:
+        kube.apply(serving.manifest(), namespace)
+        kube.wait_reason(namespace, "chat", "Planning", REASON_SECONDS)
+    finally:
+        hub.faults()
+    kube.wait_ready(namespace, "chat")

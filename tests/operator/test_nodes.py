@@ -1,0 +1,61 @@
+"""Nodes are listed seldom, and where we may not look they are left alone."""
+
+from quire_operator.errors import Denied
+from quire_operator.kinds import Kind, Manifest
+from quire_operator.nodes import DENIED_SECONDS, FRESH_SECONDS, NodeReader
+from quire_operator.testing import FakeCluster, node_manifest
+
+LABEL = "nvidia.com/gpu.memory"
+
+
+class Counting(FakeCluster):
+    """A cluster that counts lists, and may refuse them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists = 0
+        self.denied = False
+
+    async def list_objects(
+        self, kind: Kind, namespace: str | None, **how: object
+    ) -> list[Manifest]:
+        self.lists += 1
+        if self.denied:
+            raise Denied(403, "GET nodes", "nodes is forbidden")
+        return await super().list_objects(kind, namespace, **how)  # type: ignore[arg-type]
+
+
+async def test_only_nodes_that_tell_a_number_count() -> None:
+    cluster = Counting()
+    cluster.put(node_manifest("a", {LABEL: "81559", "pool": "x"}))
+    cluster.put(node_manifest("b", {LABEL: "many"}))
+    cluster.put(node_manifest("c", {"pool": "x"}))
+    found = await NodeReader(cluster, lambda: cluster.now).read(LABEL)
+    assert [(node.name, node.mebibytes, node.labels["pool"]) for node in found] == [
+        ("a", 81559, "x")
+    ]
+
+
+async def test_one_list_serves_all_for_a_while() -> None:
+    cluster = Counting()
+    reader = NodeReader(cluster, lambda: cluster.now)
+    assert await reader.read(LABEL) == ()
+    cluster.put(node_manifest("a", {LABEL: "81559"}))
+    assert await reader.read(LABEL) == ()
+    assert cluster.lists == 1
+    cluster.now += FRESH_SECONDS
+    assert [node.name for node in await reader.read(LABEL)] == ["a"]
+
+
+async def test_without_the_right_nothing_is_known_and_seldom_asked() -> None:
+    cluster = Counting()
+    cluster.denied = True
+    reader = NodeReader(cluster, lambda: cluster.now)
+    for _ in range(30):
+        assert await reader.read(LABEL) == ()
+        cluster.now += DENIED_SECONDS / 31
+    assert cluster.lists == 1
+    cluster.denied = False
+    cluster.put(node_manifest("a", {LABEL: "81559"}))
+    cluster.now += DENIED_SECONDS
+    assert [node.name for node in await reader.read(LABEL)] == ["a"]
