@@ -1,24 +1,64 @@
-"""A bound on what a step holds beside weights and KV cache. Pure.
+"""What a step holds at most beside weights and KV cache, whatever its batch is made of. Pure.
 
-A token keeps the residual and the normed hidden state, and beside them either fused QKV and
-attention's output or the fused gate-up and its product; a sequence has one row of float32 logits,
-once as computed and once sorted for sampling.
+On a CPU the large temporaries lie in one workspace, one after another: fused QKV and attention's
+output, or the fused gate-up and its product, for each token of the budget; then the logits of each
+sequence. Beside it two hidden states a token, the residual and the normed one, and those of the
+rows that sample; or, when these are gone, what the sampler takes for a few rows at a time. And a
+few megabytes that no tensor holds. This is true with compiled kernels: the torch reference makes
+temporaries of its own.
+
+On a GPU torch's allocator keeps freed memory for the next step, and what was freed in one size may
+not serve another: there the parts add up, and each half of a layer has an output of its own.
 """
 
 from quire_engine.config import EngineConfig, token_budget
 from quire_engine.models.config import ModelConfig
 from quire_engine.weight_facts import DTYPE_BYTES, DeviceKind, compute_dtype
 
+FLOAT_BYTES = DTYPE_BYTES["float32"]  # of logits, and of everything on a CPU
+DRAWN_ROWS = 8  # that the sampler draws from at a time
+# Objects of Python's, what torch sets up with an operation's first use, holes in the heap. SmolLM2:
+# 4 MB where all sequences are greedy, 8 MB where all draw and ask for log probabilities.
+UNTRACKED_BYTES = 6 << 20
+
 
 def activation_bytes(
     part: ModelConfig, vocab_size: int, engine: EngineConfig, device: DeviceKind
 ) -> int:
-    """Bytes of a step's temporaries at most, whatever the batch is made of. `part` is one GPU's
-    part of the model, which samples from the whole vocabulary."""
+    """Bytes of a step's temporaries. `part` is one GPU's part of the model, which samples from the
+    whole vocabulary."""
     tokens = token_budget(device, engine.max_num_batched_tokens, engine.max_num_seqs)
-    heads = part.num_heads + 2 * part.num_kv_heads
-    attention = (heads + part.num_heads) * part.head_dim
-    feed_forward = 3 * part.intermediate_size
-    token_values = 2 * part.hidden_size + max(attention, feed_forward)
-    logits = engine.max_num_seqs * vocab_size * 4 * 2
-    return tokens * token_values * DTYPE_BYTES[compute_dtype(engine, device)] + logits
+    rows = engine.max_num_seqs
+    hidden = (tokens + rows) * 2 * part.hidden_size + tokens * _normed_heads(part)
+    if device == "cpu":
+        workspace = workspace_values(part, tokens, rows)
+        values = workspace + max(hidden, _drawn(vocab_size))
+        return values * FLOAT_BYTES + UNTRACKED_BYTES
+    layer = hidden + tokens * (part.hidden_size + _layer_values(part))
+    value_bytes = DTYPE_BYTES[compute_dtype(engine, device)]
+    logits = rows * vocab_size * (value_bytes + FLOAT_BYTES)
+    return layer * value_bytes + logits + _drawn(vocab_size) * FLOAT_BYTES
+
+
+def workspace_values(model: ModelConfig, tokens: int, rows: int) -> int:
+    """Values that a step of so many tokens and rows of logits needs of a workspace."""
+    return max(tokens * _layer_values(model), rows * model.vocab_size)
+
+
+def _layer_values(model: ModelConfig) -> int:
+    """Of a token, in the wider half of a layer."""
+    heads = model.num_heads + 2 * model.num_kv_heads
+    attention = (heads + model.num_heads) * model.head_dim
+    return max(attention, 3 * model.intermediate_size)
+
+
+def _normed_heads(model: ModelConfig) -> int:
+    """Of a token: query and key, each made contiguous and normed, where a model norms heads."""
+    if not model.qk_norm:
+        return 0
+    return (model.num_heads + max(model.num_heads, 2 * model.num_kv_heads)) * model.head_dim
+
+
+def _drawn(vocab_size: int) -> int:
+    """Of the sampler: 16 bytes a value of the rows that it draws from, 48 a value of one row."""
+    return (16 * DRAWN_ROWS + 48) // FLOAT_BYTES * vocab_size

@@ -12,22 +12,27 @@ from quire_engine.sequence import Sequence
 
 
 class ModelRunner:
-    """Owns the KV cache's memory; the block manager owns which block is whose."""
+    """Owns the memory of KV cache and workspace; the block manager owns which block is whose."""
 
-    def __init__(self, model: LoadedModel, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self, model: LoadedModel, num_blocks: int, block_size: int, workspace: Tensor | None = None
+    ) -> None:
+        """`workspace` is for `Decoder.forward`, as large as the largest step asks for."""
         self.vocab_size = model.decoder.config.vocab_size
         self._decoder = model.decoder
         self._device = model.device
         self._block_size = block_size
+        self._workspace = workspace
         self._caches = allocate_kv_cache(
             model.decoder.config, num_blocks, block_size, model.activation_dtype, model.device
         )
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
-        """Logits [R, vocab] float32: a row for each chunk that samples, in order."""
+        """Logits [R, vocab] float32: a row for each chunk that samples, in order. They are good
+        until the next run."""
         inputs = build_inputs(batch.chunks, self._block_size, self._device)
-        return self._decoder.forward(inputs, self._caches)
+        return self._decoder.forward(inputs, self._caches, self._workspace)
 
     def warm_up(self) -> None:
         """One forward pass that writes to block 0, which nobody holds yet."""

@@ -9,16 +9,19 @@ from pathlib import Path
 import torch
 
 import quire_kernels as kernels
+from quire_engine.activations import workspace_values
+from quire_engine.allocator import exact_allocations
 from quire_engine.block_manager import BlockManager
 from quire_engine.config import EngineConfig, require_built
 from quire_engine.engine import Engine
 from quire_engine.errors import DoesNotFit, NoDevice
 from quire_engine.fetch.headers import ModelFacts, read_dummy, read_local
 from quire_engine.fetch.verification import start_verification
-from quire_engine.loader import load_model
+from quire_engine.loader import LoadedModel, load_model
 from quire_engine.machine import engine_memory_bytes, num_cpus
 from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
 from quire_engine.messages import CoreReady
+from quire_engine.models.decoder import lazy_zeros
 from quire_engine.runner import ModelRunner
 from quire_engine.scheduler import Scheduler
 
@@ -52,10 +55,12 @@ def start_engine(
     with start_verification(Path(config.model), config.verify_weights) as verification:
         plan = plan_memory(config, device)
         stopwatch.lap("plan")
-        model = load_model(config, device, on_tensor)
-        stopwatch.lap("weights")
         assert plan.num_blocks is not None, "the memory is known here"
-        runner = ModelRunner(model, plan.num_blocks, config.block_size)
+        with exact_allocations():
+            model = load_model(config, device, on_tensor)
+            stopwatch.lap("weights")
+            workspace = _workspace(model, plan)
+            runner = ModelRunner(model, plan.num_blocks, config.block_size, workspace)
         stopwatch.lap("kv_cache")
         runner.warm_up()
         stopwatch.lap("warmup")
@@ -102,6 +107,14 @@ def plan_memory(config: EngineConfig, device: torch.device) -> MemoryPlan:
 def _facts(config: EngineConfig) -> ModelFacts:
     path = Path(config.model)
     return read_dummy(path) if config.load_format == "dummy" else read_local(path)
+
+
+def _workspace(model: LoadedModel, plan: MemoryPlan) -> torch.Tensor | None:
+    """Where compiled kernels write; on a GPU torch's own allocator keeps a step's memory."""
+    if model.device.type != "cpu" or kernels.backend("cpu").name != "cpp":
+        return None
+    tokens, rows = plan.max_num_batched_tokens, plan.max_num_seqs
+    return lazy_zeros((workspace_values(model.decoder.config, tokens, rows),))
 
 
 def choose_device(config: EngineConfig) -> torch.device:

@@ -77,10 +77,15 @@ def rms_norm(
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    in_place: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rms_norm(x + residual), x + residual), all [T, H]."""
-    return _serving(x).add_rms_norm(x, residual, weight, eps)
+    """(rms_norm(x + residual), x + residual), all [T, H]; in_place: written over x and residual."""
+    return _serving(x).add_rms_norm(x, residual, weight, eps, in_place=in_place)
 
 
 def rope(

@@ -1,9 +1,17 @@
 import copy
 import functools
 import os
+import subprocess
+import sys
 
+import msgspec
 import pytest
 import torch
+import zmq
+
+from quire_engine.config import EngineConfig
+from quire_engine.messages import FromCore
+from quire_engine.progress import ProgressFile
 
 # A serving process too gives torch one thread beside the C++ kernels: where cores are busy, each
 # small operation on several waits for the last of them (a maximum of 49,152: 2 ms, not 0.01).
@@ -82,3 +90,72 @@ def tiny_model(reference_model, tmp_path_factory):
         return folder
 
     return tiny_model
+
+
+RECEIVE_MS = 60_000  # a core that imports torch on a busy machine
+
+
+class CoreUnderTest:
+    """A started core, its sockets and its pulse."""
+
+    def __init__(self, folder, model, **fields):
+        self.context = zmq.Context()
+        self.requests = self._bind(zmq.PUSH, folder / "requests")
+        self.outputs = self._bind(zmq.PULL, folder / "outputs")
+        self.progress = ProgressFile.create(folder / "progress")
+        fields = {"device": "cpu", "kv_cache_memory_bytes": 1 << 20, "num_threads": 1, **fields}
+        (folder / "config.json").write_bytes(EngineConfig(model=str(model), **fields).to_json())
+        self.command = [
+            *(sys.executable, "-m", "quire_engine.core"),
+            *("--config", str(folder / "config.json")),
+            *("--requests", f"ipc://{folder}/requests"),
+            *("--outputs", f"ipc://{folder}/outputs"),
+            *("--progress", str(folder / "progress")),
+        ]
+        self.process = None
+
+    def start(self):
+        command = [*self.command, "--parent", str(os.getpid())]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        return self
+
+    def send(self, message):
+        self.requests.send(msgspec.msgpack.encode(message))
+
+    def receive(self):
+        assert self.outputs.poll(RECEIVE_MS), "the core said nothing"
+        return msgspec.msgpack.decode(self.outputs.recv(), type=FromCore)
+
+    def receive_until_idle(self):
+        """All outputs up to the report of an idle core, and that report's stats."""
+        outputs = []
+        while True:
+            message = self.receive()
+            outputs += message.outputs
+            if not message.outputs and message.stats.num_running + message.stats.num_waiting == 0:
+                return outputs, message.stats
+
+    def close(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.context.destroy(linger=0)
+
+    def _bind(self, kind, path):
+        socket = self.context.socket(kind)
+        socket.bind(f"ipc://{path}")
+        return socket
+
+
+@pytest.fixture
+def core(tmp_path):
+    """Makes a core, not yet started, that is ended with the test."""
+    cores = []
+
+    def core(model, **fields):
+        cores.append(CoreUnderTest(tmp_path, model, **fields))
+        return cores[-1]
+
+    yield core
+    for made in cores:
+        made.close()

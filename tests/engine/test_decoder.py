@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import quire_kernels as kernels
+from quire_engine.activations import workspace_values
 from quire_engine.batch import Chunk
 from quire_engine.config import EngineConfig
 from quire_engine.loader import load_model
@@ -31,7 +32,7 @@ def sequence_of(token_ids, blocks):
     return sequence
 
 
-def all_logits(model, sequences, steps):
+def all_logits(model, sequences, steps, workspace=None):
     """Logits of every token of `sequences`, computed in `steps` of so many tokens of each."""
     caches = allocate_kv_cache(model.decoder.config, 32, BLOCK_SIZE, model.activation_dtype, CPU)
     rows = [[] for _ in sequences]
@@ -44,7 +45,8 @@ def all_logits(model, sequences, steps):
         inputs = build_inputs(chunks, BLOCK_SIZE, CPU)
         wanted = torch.arange(len(inputs.token_ids))
         with torch.inference_mode():
-            logits = model.decoder.forward(dataclasses.replace(inputs, logits_rows=wanted), caches)
+            wanting = dataclasses.replace(inputs, logits_rows=wanted)
+            logits = model.decoder.forward(wanting, caches, workspace).clone()
         for chunk, part in zip(chunks, logits.split([c.num_tokens for c in chunks]), strict=True):
             rows[sequences.index(chunk.sequence)].append(part)
             chunk.sequence.num_computed_tokens += chunk.num_tokens
@@ -101,6 +103,20 @@ def test_int8_logits_are_near_those_of_the_weights_that_they_stand_for(tiny_mode
     [ours] = all_logits(loaded, [sequence_of(prompt, range(5))], [(40,)])
     [theirs] = all_logits(rounded, [sequence_of(prompt, range(5))], [(40,)])
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_workspace_changes_no_bit(family, tiny_model):
+    """In memory that holds what a step of other sizes left, and no value more than is planned."""
+    loaded = load_model(EngineConfig(model=str(tiny_model(family))), CPU)
+    workspace = torch.full((workspace_values(loaded.decoder.config, 52, 52),), torch.nan)
+    prompt = tuple(range(100))
+
+    def logits(**kwargs):
+        sequence = sequence_of(prompt, range(13))
+        return all_logits(loaded, [sequence], [(52,), (1,), (47,)], **kwargs)[0]
+
+    assert torch.equal(logits(workspace=workspace), logits())
 
 
 def test_a_step_without_a_sampling_row_gives_no_logits(tiny_model):

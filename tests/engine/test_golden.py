@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from quire_engine.activations import workspace_values
 from quire_engine.block_manager import BlockManager
 from quire_engine.config import EngineConfig
 from quire_engine.engine import Engine
 from quire_engine.loader import load_model
 from quire_engine.messages import AddRequest, RequestId, SamplingParams
-from quire_engine.models.decoder import LayerWeights
+from quire_engine.models.decoder import LayerWeights, lazy_zeros
 from quire_engine.runner import ModelRunner
 from quire_engine.scheduler import Scheduler
 
@@ -49,7 +50,8 @@ def engine(model):
         scheduler = Scheduler(
             blocks, max_num_seqs=max_num_seqs, token_budget=token_budget, max_model_len=1024
         )
-        runner = ModelRunner(model, num_blocks, BLOCK_SIZE)
+        size = workspace_values(model.decoder.config, token_budget, max_num_seqs)
+        runner = ModelRunner(model, num_blocks, BLOCK_SIZE, lazy_zeros((size,)))
         return Engine(scheduler, runner, clock=lambda: 0.0)
 
     return engine

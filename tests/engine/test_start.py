@@ -63,6 +63,15 @@ def test_the_start_does_what_the_plan_says(config, monkeypatch, caplog):
         assert f"KV cache blocks {plan.num_blocks:,} of 16 tokens" in caplog.text
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16", "float16"])
+def test_weights_take_what_is_planned(config, tiny_model, stored, dtype):
+    engine = config(model=str(tiny_model("qwen3", stored)), dtype=dtype)
+    _, ready = start.start_engine(engine)
+    plan = plan_of(read_local(Path(engine.model)), engine, None)
+    assert ready.weight_bytes == plan.weight_bytes
+
+
 def test_what_does_not_fit_is_refused_before_it_is_loaded(config, monkeypatch):
     monkeypatch.setattr(start, "engine_memory_bytes", lambda: 100 * MIB)
     monkeypatch.setattr(start, "load_model", None)

@@ -32,6 +32,23 @@ def test_adds_the_residual_first(cpu_backend: Backend, rows: int, width: int) ->
     assert torch.equal(normed, cpu_backend.rms_norm(total, weight, 1e-5))
 
 
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_in_place_gives_the_same_bits(cpu_backend: Backend, rows: int, width: int) -> None:
+    x, residual, weight = torch.randn(rows, width), torch.randn(rows, width), torch.randn(width)
+    normed, total = cpu_backend.add_rms_norm(x, residual, weight, 1e-5)
+    over = cpu_backend.add_rms_norm(x, residual, weight, 1e-5, in_place=True)
+    assert over[0] is x
+    assert over[1] is residual
+    assert torch.equal(x, normed)
+    assert torch.equal(residual, total)
+
+
+def test_what_is_written_over_must_lie_together(compiled: Backend) -> None:
+    x, weight = torch.randn(4, 40)[:, :20], torch.randn(20)
+    with pytest.raises(KernelInputError, match="to be written over"):
+        compiled.add_rms_norm(x, torch.randn(4, 20), weight, 1e-5, in_place=True)
+
+
 def test_bitwise_the_same_at_any_number_of_rows(compiled: Backend) -> None:
     x, weight = torch.randn(50, 333), torch.randn(333)
     together = compiled.rms_norm(x, weight, 1e-5)

@@ -5,6 +5,7 @@ query and key (Qwen3), an output head that is the embedding (SmolLM2, small Qwen
 value are one matrix product, gate and up another. T counts the tokens of all sequences in a step.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,33 +72,59 @@ class Decoder:
         self.weights = weights
         self._split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
 
-    def forward(self, inputs: StepInputs, caches: tuple[KVCache, ...]) -> Tensor:
-        """Logits [R, vocab] float32 of the rows that `inputs` asks for; fills the caches."""
+    def forward(
+        self, inputs: StepInputs, caches: tuple[KVCache, ...], workspace: Tensor | None = None
+    ) -> Tensor:
+        """Logits [R, vocab] float32 of the rows that `inputs` asks for; fills the caches.
+
+        `workspace` [workspace_values(...)] holds the step's large temporaries, one after another,
+        and in the end the logits: they are good until the next step. Both halves of a layer then
+        write over the hidden states that they read. None: fresh memory for each.
+        """
         eps, weights = self.config.rms_norm_eps, self.weights
         residual = kernels.embedding(inputs.token_ids, weights.embedding)
         hidden = kernels.rms_norm(residual, weights.layers[0].input_norm, eps)
         next_norms = [layer.input_norm for layer in weights.layers[1:]] + [weights.final_norm]
         for layer, cache, next_norm in zip(weights.layers, caches, next_norms, strict=True):
-            hidden = self._attention(layer, cache, hidden, inputs)
+            hidden = self._attention(layer, cache, hidden, inputs, workspace)
             if layer is weights.layers[-1]:  # from here on only what is asked for
                 hidden, residual = hidden[inputs.logits_rows], residual[inputs.logits_rows]
                 if not len(hidden):  # chunks that reach no sequence's end
                     return hidden.new_empty((0, self.config.vocab_size), dtype=torch.float32)
-            hidden, residual = kernels.add_rms_norm(hidden, residual, layer.post_norm, eps)
-            hidden = kernels.linear(
-                kernels.silu_mul(kernels.linear(hidden, layer.gate_up)), layer.down
+            hidden, residual = kernels.add_rms_norm(
+                hidden, residual, layer.post_norm, eps, in_place=True
             )
-            hidden, residual = kernels.add_rms_norm(hidden, residual, next_norm, eps)
-        return kernels.linear(hidden, weights.head).float()
+            hidden = self._feed_forward(layer, hidden, workspace)
+            hidden, residual = kernels.add_rms_norm(hidden, residual, next_norm, eps, in_place=True)
+        (out,) = _views(workspace, (len(hidden), self.config.vocab_size))
+        return kernels.linear(hidden, weights.head, out=out).float()
+
+    def _feed_forward(
+        self, layer: LayerWeights, hidden: Tensor, workspace: Tensor | None
+    ) -> Tensor:
+        inner = self.config.intermediate_size
+        gate_up, product = _views(workspace, (len(hidden), 2 * inner), (len(hidden), inner))
+        gate_up = kernels.linear(hidden, layer.gate_up, out=gate_up)
+        product = kernels.silu_mul(gate_up, out=product)
+        return kernels.linear(product, layer.down, out=None if workspace is None else hidden)
 
     def _attention(
-        self, layer: LayerWeights, cache: KVCache, hidden: Tensor, inputs: StepInputs
+        self,
+        layer: LayerWeights,
+        cache: KVCache,
+        hidden: Tensor,
+        inputs: StepInputs,
+        workspace: Tensor | None,
     ) -> Tensor:
         """Attention block of [T, H] hidden states, as [T, H]."""
         config = self.config
         num_tokens, dim = hidden.shape[0], config.head_dim
-        qkv = kernels.linear(hidden, layer.qkv, layer.qkv_bias)
-        heads = qkv.view(num_tokens, config.num_heads + 2 * config.num_kv_heads, dim)
+        num_heads = config.num_heads + 2 * config.num_kv_heads
+        qkv, attended = _views(
+            workspace, (num_tokens, num_heads * dim), (num_tokens, config.num_heads, dim)
+        )
+        qkv = kernels.linear(hidden, layer.qkv, layer.qkv_bias, out=qkv)
+        heads = qkv.view(num_tokens, num_heads, dim)
         query, key, value = torch.split_with_sizes(heads, self._split, dim=1)
         if layer.query_norm is not None and layer.key_norm is not None:
             query = _head_norm(query, layer.query_norm, config.rms_norm_eps)
@@ -112,10 +139,26 @@ class Decoder:
             inputs.seq_lens,
             inputs.block_tables,
             config.scale,
+            out=attended,
         )
         return kernels.linear(
-            attended.view(num_tokens, config.num_heads * dim), layer.output, layer.output_bias
+            attended.view(num_tokens, config.num_heads * dim),
+            layer.output,
+            layer.output_bias,
+            out=None if workspace is None else hidden,
         )
+
+
+def _views(workspace: Tensor | None, *shapes: tuple[int, ...]) -> tuple[Tensor | None, ...]:
+    """Tensors of these shapes in the workspace, beside each other; None for each without one."""
+    if workspace is None:
+        return (None,) * len(shapes)
+    views, begin = [], 0
+    for shape in shapes:
+        end = begin + math.prod(shape)
+        views.append(workspace[begin:end].view(shape))
+        begin = end
+    return tuple(views)
 
 
 def _head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -129,10 +172,17 @@ def allocate_kv_cache(
     """Zeroed caches for all layers. On a CPU a page becomes real only when it is written."""
     shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
 
-    def zeros() -> Tensor:
+    def cache() -> Tensor:
         if device.type == "cpu" and dtype == torch.float32:
-            # numpy's zeros are calloc's; torch's are written: 5 s for 4 GiB, and all of it resident
-            return torch.from_numpy(np.zeros(shape, np.float32))
+            return lazy_zeros(shape)
         return torch.zeros(shape, dtype=dtype, device=device)
 
-    return tuple(KVCache(zeros(), zeros()) for _ in range(config.num_layers))
+    return tuple(KVCache(cache(), cache()) for _ in range(config.num_layers))
+
+
+def lazy_zeros(shape: tuple[int, ...]) -> Tensor:
+    """float32 zeros on the CPU that take memory where they are written, and no sooner.
+
+    numpy's are calloc's; torch's are written: 5 s for 4 GiB, and all of it resident.
+    """
+    return torch.from_numpy(np.zeros(shape, np.float32))

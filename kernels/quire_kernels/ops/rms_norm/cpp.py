@@ -36,7 +36,13 @@ class CppRmsNorm:
         return out
 
     def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        *,
+        in_place: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See quire_kernels.add_rms_norm."""
         self._check(x, weight)
@@ -49,7 +55,12 @@ class CppRmsNorm:
                 "residual must be a contiguous float32 of x's shape", residual=residual, x=x
             )
         num_rows, width = x.shape
-        out, total = torch.empty_like(residual), torch.empty_like(residual)
+        if not in_place:
+            out, total = torch.empty_like(residual), torch.empty_like(residual)
+        elif x.is_contiguous():
+            out, total = x, residual  # a row is read before it is written
+        else:
+            raise bad_input("x must be contiguous to be written over", x=x)
         self._norm(
             _CALL(
                 *(x.data_ptr(), x.stride()[0], residual.data_ptr(), weight.data_ptr(), eps),

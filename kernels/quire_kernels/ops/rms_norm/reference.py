@@ -14,8 +14,13 @@ def rms_norm(
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    in_place: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rms_norm(x + residual), x + residual), both [T, H]."""
-    total = x + residual
-    return rms_norm(total, weight, eps), total
+    """(rms_norm(x + residual), x + residual), both [T, H]; in_place: written over the two."""
+    total = residual.add_(x) if in_place else x + residual
+    return rms_norm(total, weight, eps, out=x if in_place else None), total
