@@ -51,9 +51,14 @@ def _cel(rule: str, message: str, message_expression: str | None = None) -> dict
     return {"x-kubernetes-validations": [validation]}
 
 
-_URI_HELP = "model.uri must be hf://org/name, hf://org/name/file.gguf or pvc://claim/path"
+_URI_HELP = (
+    "model.uri must be hf://org/name[/file.gguf], s3://, gs:// or az://bucket[/prefix][/file.gguf],"
+    " https://host/path of a .gguf or .tar file, or pvc://claim/path"
+)
 _URI_RULE = (
     "self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(/[^/ ]+)*$')"
+    " || self.matches('^(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/[^/ ]+)*/?$')"
+    " || self.matches('^https://[^/@?# ]+(/[^/?# ]+)+[.](gguf|tar)$')"
     " || self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/ ]+)*/?$')"
 )
 
@@ -78,8 +83,10 @@ class Model(_Schema, frozen=True):
             min_length=1,
             max_length=512,
             description="Where the model lies: `hf://org/name` (a repository of safetensors on "
-            "a Hugging Face hub or its mirror), `hf://org/name/file.gguf` (one "
-            "file of it) or `pvc://claim/path` (files on a claim of this "
+            "a Hugging Face hub or its mirror), `s3://bucket/prefix`, `gs://bucket/prefix` or "
+            "`az://container/prefix` (safetensors right below a prefix of an object store), a "
+            "`/file.gguf` below one of these (one file of it), `https://host/path` (a .gguf file, "
+            "or a .tar of a folder of safetensors) or `pvc://claim/path` (files on a claim of this "
             "namespace, served as they lie). A change makes a new revision.",
             extra_json_schema=_cel(_URI_RULE, _URI_HELP, f"'{_URI_HELP}, got ' + self"),
         ),
@@ -89,7 +96,9 @@ class Model(_Schema, frozen=True):
         Meta(
             description="Branch, tag or commit of the repository. Default: the repository's "
             "main branch. It is resolved to a commit once, when it is fetched "
-            "(status.model.commit), and moves only when the spec changes.",
+            "(status.model.commit), and moves only when the spec changes. Object "
+            "stores and https:// have one, a hash of what lies there: when it is given "
+            "here and is not that any more, the fetch fails.",
         ),
     ] = None
     served_name: Annotated[
@@ -101,9 +110,15 @@ class Model(_Schema, frozen=True):
     credentials_secret: Annotated[
         Annotated[str, Meta(min_length=1, max_length=253)] | None,
         Meta(
-            description="Name of a Secret of this namespace whose key `token` holds the hub "
-            "token. It reaches the fetch Job only, never the pods that serve; so it "
-            "cannot be used with cache.mode none, where those fetch.",
+            description="Name of a Secret of this namespace. Its keys: for hf:// `token`; for "
+            "https:// `token`, or `username` and `password`; for object stores what "
+            "their own tools read from the environment: `AWS_ACCESS_KEY_ID`, "
+            "`AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL`; "
+            "`GOOGLE_SERVICE_ACCOUNT_KEY` (the JSON itself), `GOOGLE_BASE_URL`; "
+            "`AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY` or "
+            "`AZURE_STORAGE_SAS_TOKEN`, `AZURE_STORAGE_ENDPOINT`. They reach the Jobs that plan "
+            "and fetch, never the pods that serve; so it cannot be used with cache.mode none, "
+            "where those fetch. Without it buckets are asked as a stranger.",
         ),
     ] = None
 

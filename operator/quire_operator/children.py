@@ -7,6 +7,7 @@ import msgspec
 
 from quire_operator import api, names, pods, values
 from quire_operator.api import Spec
+from quire_operator.fetch_environment import Network
 from quire_operator.kinds import (
     BUDGET,
     CLAIM,
@@ -108,7 +109,7 @@ def deployment(
     spec: Spec,
     revision: str,
     image: str,
-    hf_endpoint: str | None,
+    network: Network,
     commit: str | None = None,
 ) -> Manifest:
     """The Deployment of one revision, created once. Raises OverlayError."""
@@ -125,7 +126,7 @@ def deployment(
             "type": "RollingUpdate",
             "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
         },
-        "template": pods.engine_template(key, spec, revision, image, hf_endpoint, commit),
+        "template": pods.engine_template(key, spec, revision, image, network, commit),
     }
     return manifest
 
@@ -186,7 +187,7 @@ def fetch_job(
     spec: Spec,
     attempt: int,
     image: str,
-    hf_endpoint: str | None,
+    network: Network,
     *,
     asked: str,
     repair: bool,
@@ -206,7 +207,7 @@ def fetch_job(
     manifest["spec"] = {
         "backoffLimit": 0,
         "template": pods.fetch_template(
-            key, spec, stem, image, hf_endpoint, repair=repair, commit=commit
+            key, spec, stem, image, network, repair=repair, commit=commit
         ),
     }
     return manifest
@@ -218,7 +219,7 @@ def plan_job(
     spec: Spec,
     attempt: int,
     image: str,
-    hf_endpoint: str | None,
+    network: Network,
     *,
     request: Request,
     asked: str,
@@ -235,7 +236,7 @@ def plan_job(
     memory = request.memory.num_bytes
     manifest["spec"] = {
         "backoffLimit": 0,
-        "template": pods.plan_template(key, spec, image, hf_endpoint, memory, mounted=mounted),
+        "template": pods.plan_template(key, spec, image, network, memory, mounted=mounted),
     }
     return manifest
 

@@ -349,7 +349,7 @@ def asked(seen: Observation) -> str:
         spec.pod_template,
         str(spec.cache.size),
         seen.image,
-        seen.defaults.hf_endpoint,
+        seen.defaults.network,
     ]
     return f"{seen.uid}:{names.digest(msgspec.json.encode(how, order='sorted').decode(), 8)}"
 

@@ -139,7 +139,7 @@ class Operator:
             world=self.world,
             defaults=Defaults(
                 image=settings.engine_image,
-                hf_endpoint=settings.hf_endpoint,
+                network=settings.network,
                 keda_scaler=settings.keda_scaler_address,
                 external_metrics=settings.external_metrics_port > 0,
             ),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from quire_operator import api, memory_plan, names, schedules
 from quire_operator.autoscalers import Limits, keda_hpa, others, wanted_kind
+from quire_operator.fetch_environment import Network
 from quire_operator.kinds import BUDGET, SERVICE, SLICE, Kind
 from quire_operator.names import Key
 from quire_operator.pods import Mount, mount_of, revision_of, spec_digest
@@ -75,7 +76,7 @@ class Defaults:
     """The operator's settings that go into pods."""
 
     image: str
-    hf_endpoint: str | None
+    network: Network
     keda_scaler: str | None = None
     """host:port at which KEDA finds our external scaler; None where it is not served."""
     external_metrics: bool = False

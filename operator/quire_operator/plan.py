@@ -28,6 +28,7 @@ from quire_operator import (
 )
 from quire_operator.errors import OverlayError
 from quire_operator.fetch import FetchState, Stage
+from quire_operator.fetch_environment import Network
 from quire_operator.fit import FitState
 from quire_operator.kinds import (
     BUDGET,
@@ -191,10 +192,10 @@ def _serving_template(seen: Observation) -> tuple[Manifest, str | None]:
     """What the pods of the spec are made of; without spec.podTemplate, and why, where that cannot
     be merged."""
     try:
-        return pods.engine_template(seen.key, seen.spec, seen.revision, seen.image, None), None
+        return pods.engine_template(seen.key, seen.spec, seen.revision, seen.image, Network()), None
     except OverlayError as e:
         bare = msgspec.structs.replace(seen.spec, pod_template={})
-        return pods.engine_template(seen.key, bare, seen.revision, seen.image, None), str(e)
+        return pods.engine_template(seen.key, bare, seen.revision, seen.image, Network()), str(e)
 
 
 def _address(seen: Observation) -> list[Action]:
@@ -279,7 +280,7 @@ def _fit(seen: Observation, fitted: FitState) -> list[Action]:
             seen.spec,
             fitted.start,
             seen.image,
-            seen.defaults.hf_endpoint,
+            seen.defaults.network,
             request=fitted.request,
             asked=fetch.asked(seen),
             mounted=fitted.mounted,
@@ -333,7 +334,7 @@ def _fetch(seen: Observation, state: FetchState, fitted: FitState) -> list[Actio
             seen.spec,
             state.start,
             seen.image,
-            seen.defaults.hf_endpoint,
+            seen.defaults.network,
             asked=fetch.asked(seen),
             repair=state.record is not None,
             commit=_commit(state, fitted),
@@ -383,7 +384,7 @@ def _revision(seen: Observation, state: FetchState, fitted: FitState) -> list[Ac
             seen.spec,
             seen.revision,
             seen.image,
-            seen.defaults.hf_endpoint,
+            seen.defaults.network,
             _commit(state, fitted),
         )
         return [Create(DEPLOYMENT, manifest)]

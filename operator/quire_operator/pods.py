@@ -8,6 +8,7 @@ import msgspec
 
 from quire_operator import names
 from quire_operator.api import Model, Spec
+from quire_operator.fetch_environment import Network, credentials
 from quire_operator.kinds import Manifest
 from quire_operator.names import Key
 from quire_operator.overlay import overlay
@@ -85,8 +86,12 @@ def mount_of(spec: Spec) -> Mount:
 
 
 def file_of(model: Model) -> list[str]:
-    """The path of the one file that a hub uri names below its repository, if any, in parts."""
-    return model.uri.removeprefix("hf://").split("/")[2:]
+    """The path, below what is fetched, of the one file that a uri names, if any, in parts."""
+    scheme, _, rest = model.uri.partition("://")
+    path = rest.strip("/").split("/")[1:]  # after the organization, bucket or host
+    if scheme == "hf":
+        return path[1:]
+    return path[-1:] if path and path[-1].endswith(".gguf") else []
 
 
 def spec_digest(spec: Spec) -> str:
@@ -152,7 +157,9 @@ def _revision(revision: str | None) -> list[str]:
 
 def fetch_arguments(spec: Spec, root: str, *, repair: bool, commit: str | None = None) -> list[str]:
     """With a commit that the plan was made for, a branch that moves meanwhile moves nothing."""
-    revision = _revision(commit or spec.model.revision)
+    # Other sources keep no earlier commits: what lies there now is all that can be had.
+    pinned = commit if spec.model.uri.startswith("hf://") else None
+    revision = _revision(pinned or spec.model.revision)
     port = ["--progress-port", str(names.PROGRESS_PORT)]
     return ["fetch", spec.model.uri, root, *revision, *port, *(["--repair"] if repair else [])]
 
@@ -162,7 +169,7 @@ def engine_template(
     spec: Spec,
     revision: str,
     image: str,
-    hf_endpoint: str | None,
+    network: Network,
     commit: str | None = None,
 ) -> Manifest:
     """The pod template of a revision, overlay included. `commit`: for pods that fetch for
@@ -189,9 +196,9 @@ def engine_template(
         },
     }
     if mount.claim is None:
-        # Without the hub token: this is a pod that serves. The schema refuses the two together.
+        # Without credentials: this is a pod that serves. The schema refuses the two together.
         arguments = fetch_arguments(spec, MODELS, repair=False, commit=commit)
-        fetch = _fetch_container(image, arguments, _environment(None, hf_endpoint))
+        fetch = _fetch_container(image, arguments, network.environment())
         template["spec"]["initContainers"] = [fetch]
     return overlay(template, spec.pod_template)
 
@@ -201,15 +208,15 @@ def fetch_template(
     spec: Spec,
     stem: str,
     image: str,
-    hf_endpoint: str | None,
+    network: Network,
     *,
     repair: bool,
     commit: str | None = None,
 ) -> Manifest:
     """The pod template of a fetch Job. Without the service's label: it is never an endpoint."""
     mount = mount_of(spec)
-    serving = engine_template(key, spec, "0" * 8, image, hf_endpoint)["spec"]
-    environment = _environment(spec.model.credentials_secret, hf_endpoint)
+    serving = engine_template(key, spec, "0" * 8, image, network)["spec"]
+    environment = [*network.environment(), *credentials(spec.model)]
     arguments = fetch_arguments(spec, mount.root, repair=repair, commit=commit)
     return {
         "metadata": {
@@ -235,7 +242,7 @@ def plan_template(
     key: Key,
     spec: Spec,
     image: str,
-    hf_endpoint: str | None,
+    network: Network,
     memory_bytes: int | None,
     *,
     mounted: bool,
@@ -245,8 +252,8 @@ def plan_template(
     # Without the volume it is not bound to that one's node.
     free = msgspec.structs.replace(spec.cache, access_mode="ReadWriteMany")
     placed = spec if mounted else msgspec.structs.replace(spec, cache=free)
-    serving = engine_template(key, placed, "0" * 8, image, hf_endpoint)["spec"]
-    environment = [] if mounted else _environment(spec.model.credentials_secret, hf_endpoint)
+    serving = engine_template(key, placed, "0" * 8, image, network)["spec"]
+    environment = [] if mounted else [*network.environment(), *credentials(spec.model)]
     arguments = plan_arguments(key, spec, memory_bytes, mounted=mounted)
     volumes = _volumes(mount_of(spec), spec)
     return {
@@ -376,16 +383,6 @@ def _probe(path: str, *, period: int, timeout: int, failures: int) -> Manifest:
 def _killing(probe: Manifest) -> Manifest:
     """A probe whose failure ends the engine soon: one that hangs finishes no request."""
     return {**probe, "terminationGracePeriodSeconds": HUNG_SECONDS}
-
-
-def _environment(secret: str | None, hf_endpoint: str | None) -> list[Manifest]:
-    environment: list[Manifest] = []
-    if hf_endpoint:
-        environment.append({"name": "HF_ENDPOINT", "value": hf_endpoint})
-    if secret:
-        reference = {"name": secret, "key": "token"}
-        environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
-    return environment
 
 
 def _fetch_container(image: str, arguments: list[str], environment: list[Manifest]) -> Manifest:

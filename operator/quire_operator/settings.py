@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from quire_operator.errors import SettingError
+from quire_operator.fetch_environment import Network
 
 T = TypeVar("T")
 PREFIX = "QUIRE_"
@@ -22,8 +23,11 @@ class Settings:
     engine_image: str
     """QUIRE_ENGINE_IMAGE: image of revisions and fetches whose spec names none. Required."""
 
-    hf_endpoint: str | None = None
-    """QUIRE_HF_ENDPOINT: a hub mirror, for fetches. Unset: huggingface.co."""
+    network: Network = field(default_factory=Network)
+    """How fetches reach their sources. QUIRE_HF_ENDPOINT: a hub mirror; unset: huggingface.co.
+    QUIRE_FETCH_HTTPS_PROXY, QUIRE_FETCH_HTTP_PROXY, QUIRE_FETCH_NO_PROXY: proxies, and the
+    comma-separated hosts reached without; unset: none. QUIRE_FETCH_CA_PEM: text of certificates
+    that are trusted beside the public ones."""
 
     namespace: str = "quire-system"
     """QUIRE_NAMESPACE: where the operator runs and keeps its Lease."""
@@ -75,7 +79,13 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     reader = _Reader(environment)
     settings = Settings(
         engine_image=reader.required("ENGINE_IMAGE"),
-        hf_endpoint=reader.get("HF_ENDPOINT", str, None),
+        network=Network(
+            hf_endpoint=reader.get("HF_ENDPOINT", str, None),
+            https_proxy=reader.get("FETCH_HTTPS_PROXY", str, None),
+            http_proxy=reader.get("FETCH_HTTP_PROXY", str, None),
+            no_proxy=reader.get("FETCH_NO_PROXY", str, None),
+            ca_pem=reader.get("FETCH_CA_PEM", _pem, None),
+        ),
         namespace=reader.get("NAMESPACE", str, Settings.namespace),
         pod_name=reader.get("POD_NAME", str, socket.gethostname()),
         watch_namespaces=reader.get("WATCH_NAMESPACES", _names, ()),
@@ -147,6 +157,12 @@ def _names(text: str) -> tuple[str, ...]:
 def _label(text: str) -> str:
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", text):
         raise ValueError("must be a Service's name: a-z, 0-9 and '-', at most 63 characters")
+    return text
+
+
+def _pem(text: str) -> str:
+    if "-----BEGIN CERTIFICATE-----" not in text:
+        raise ValueError("must be the text of certificates in PEM form")
     return text
 
 

@@ -18,6 +18,7 @@ import msgspec
 from quire_operator import names
 from quire_operator.api import Condition, Status
 from quire_operator.errors import AlreadyExists, ApiError, Conflict, Invalid, NotFound
+from quire_operator.fetch_environment import Network
 from quire_operator.kinds import (
     CHILDREN,
     CLAIM,
@@ -438,7 +439,7 @@ class Rig:
     def __init__(
         self,
         image: str = "engine:v1",
-        hf_endpoint: str | None = None,
+        network: Network | None = None,
         cluster: FakeCluster | None = None,
         keda_scaler: str | None = "quire-keda.quire-system.svc:9100",
     ) -> None:
@@ -454,7 +455,7 @@ class Rig:
         self.reconciler = Reconciler(
             client=self.cluster,
             world=self.world,
-            defaults=Defaults(image=image, hf_endpoint=hf_endpoint, keda_scaler=keda_scaler),
+            defaults=Defaults(image=image, network=network or Network(), keda_scaler=keda_scaler),
             progress=self.progress,
             engines=self.engines,
             nodes=self.nodes,

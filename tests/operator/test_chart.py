@@ -19,10 +19,12 @@ from quire_cluster.build import Binaries
 from quire_cluster.settings import read_settings
 from quire_cluster.versions import HELM_TOOL
 from quire_operator import crd, served_metrics, settings
+from quire_operator.fetch_environment import Network
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/quire"
 DEFINITION = CHART / "files" / crd.FILE_NAME
+PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 VERBS = {"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"}
 
 # The first run on a machine builds Helm, which takes two minutes.
@@ -197,6 +199,12 @@ def test_the_operator_may_do_nothing_to_its_node(render: Render, replicas: int) 
         {
             "watchNamespaces": ["a", "b"],
             "hub": {"endpoint": "http://hub.example.com"},
+            "models": {
+                "httpsProxy": "http://proxy.example.com:3128",
+                "httpProxy": "http://proxy.example.com:3129",
+                "noProxy": ".svc,minio.example.com",
+                "caBundle": PEM,
+            },
             "leaderElection": {"leaseSeconds": 4.5},
             "scaling": {"scrapeIntervalSeconds": 0.5},
             "gateway": {"serviceName": "gate"},
@@ -212,7 +220,14 @@ def test_the_environment_is_what_the_operator_reads(render: Render, values: Obje
     environment = render(values).environment
     read = settings.from_environment({k: v for k, v in environment.items() if v})
     assert read.engine_image == "quire-engine:0.1.0"
-    assert read.hf_endpoint == (values.get("hub", {}).get("endpoint"))
+    models = values.get("models", {})
+    assert read.network == Network(
+        hf_endpoint=values.get("hub", {}).get("endpoint"),
+        https_proxy=models.get("httpsProxy"),
+        http_proxy=models.get("httpProxy"),
+        no_proxy=models.get("noProxy"),
+        ca_pem=models.get("caBundle"),
+    )
     assert read.watch_namespaces == tuple(values.get("watchNamespaces", ()))
     assert read.lease_seconds == values.get("leaderElection", {}).get("leaseSeconds", 15)
     assert read.scrape_interval_seconds == (
@@ -703,6 +718,8 @@ def test_an_upgrade_keeps_its_certificate(upgrade: Upgrade) -> None:
         ({"engine": {"image": {"repository": "x"}}}, "got object, want string"),
         ({"replicaCount": "two"}, "got string, want integer"),
         ({"hub": {"endpoint": "hub.example.com"}}, "/hub/endpoint"),
+        ({"models": {"httpsProxy": "proxy.example.com"}}, "/models/httpsProxy"),
+        ({"models": {"caBundle": "/etc/ssl/ca.pem"}}, "/models/caBundle"),
         ({"watchNamespaces": ["Team A"]}, "/watchNamespaces/0"),
         ({"watchNamespaces": "team"}, "got string, want array"),
         ({"gateway": {"serviceName": "gate.quire-system"}}, "/gateway/serviceName"),

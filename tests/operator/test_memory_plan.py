@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from quire_operator import api, memory_plan, pods
+from quire_operator.fetch_environment import Network
 from quire_operator.memory_plan import GIBIBYTE, MEBIBYTE, Request
 from quire_operator.names import Key
 from quire_operator.values import quantity
@@ -19,7 +20,7 @@ def spec(**given: Any) -> api.Spec:
 
 
 def ask(of: api.Spec, *nodes: GpuNode) -> Request:
-    template = pods.engine_template(CHAT, of, "0" * 8, "engine:v1", None)
+    template = pods.engine_template(CHAT, of, "0" * 8, "engine:v1", Network())
     return memory_plan.request(of, template, nodes)
 
 

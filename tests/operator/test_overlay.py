@@ -6,6 +6,7 @@ import pytest
 
 from quire_operator.api import decode_spec
 from quire_operator.errors import OverlayError
+from quire_operator.fetch_environment import Network
 from quire_operator.kinds import Manifest
 from quire_operator.names import Key
 from quire_operator.overlay import overlay
@@ -15,7 +16,7 @@ from quire_operator.pods import engine_template
 @pytest.fixture
 def template() -> Manifest:
     spec = decode_spec({"model": {"uri": "hf://org/model"}, "resources": {"memory": "2Gi"}})
-    return engine_template(Key("ns", "chat"), spec, "0a1b2c3d", "engine:v1", None)
+    return engine_template(Key("ns", "chat"), spec, "0a1b2c3d", "engine:v1", Network())
 
 
 def engine(template: Manifest) -> Manifest:

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from quire_operator.api import Spec, decode_spec
+from quire_operator.fetch_environment import Network
 from quire_operator.kinds import Manifest
 from quire_operator.names import Key
 from quire_operator.pods import engine_template, fetch_template, mount_of, revision_of, spec_digest
@@ -17,7 +18,7 @@ def spec_of(uri: str = "hf://org/model", **more: object) -> Spec:
 
 
 def template(**more: object) -> Manifest:
-    return engine_template(CHAT, spec_of(**more), "0a1b2c3d", "engine:v1", None)  # type: ignore[arg-type]
+    return engine_template(CHAT, spec_of(**more), "0a1b2c3d", "engine:v1", Network())  # type: ignore[arg-type]
 
 
 def arguments(**more: object) -> list[str]:
@@ -31,6 +32,12 @@ def arguments(**more: object) -> list[str]:
         ("hf://org/model", {}, "/models/model"),
         ("hf://org/model/file.gguf", {}, "/models/model/file.gguf"),
         ("hf://org/model/sub/file.gguf", {"mode": "none"}, "/models/model/sub/file.gguf"),
+        ("s3://bucket", {}, "/models/model"),
+        ("s3://bucket/a/b/", {}, "/models/model"),
+        ("gs://bucket/a/file.gguf", {}, "/models/model/file.gguf"),
+        ("az://file.gguf", {}, "/models/model"),
+        ("https://host/a/file.gguf", {}, "/models/model/file.gguf"),
+        ("https://host/a/b.tar", {}, "/models/model"),
         ("pvc://claim/a/b", {}, "/models/a/b"),
         ("pvc://claim", {}, "/models"),
     ],
@@ -87,12 +94,12 @@ def test_prometheus_finds_the_engine_by_annotations_that_an_overlay_can_take_off
 
 
 def test_a_fetch_is_not_scraped() -> None:
-    fetch = fetch_template(CHAT, spec_of(), "stem", "engine:v1", None, repair=False)
+    fetch = fetch_template(CHAT, spec_of(), "stem", "engine:v1", Network(), repair=False)
     assert "annotations" not in fetch["metadata"]
 
 
 def test_whoever_fetches_has_half_a_gibibyte() -> None:
-    job = fetch_template(CHAT, spec_of(), "stem", "engine:v1", None, repair=False)
+    job = fetch_template(CHAT, spec_of(), "stem", "engine:v1", Network(), repair=False)
     pod = template(cache={"mode": "none"})
     for container in (*job["spec"]["containers"], *pod["spec"]["initContainers"]):
         assert container["resources"]["limits"] == {"memory": "512Mi"}
@@ -122,7 +129,9 @@ def test_grace_covers_the_sleep_the_drain_and_the_exit() -> None:
 def test_a_fetch_goes_where_the_pod_will_go_and_is_no_endpoint() -> None:
     overlay = {"spec": {"nodeSelector": {"zone": "a"}, "hostAliases": [{"ip": "192.0.2.1"}]}}
     spec = spec_of(podTemplate=overlay)
-    pod = fetch_template(CHAT, spec, "stem", "engine:v1", "http://hub", repair=True)
+    pod = fetch_template(
+        CHAT, spec, "stem", "engine:v1", Network(hf_endpoint="http://hub"), repair=True
+    )
     assert pod["spec"]["nodeSelector"] == {"zone": "a"}
     assert "hostAliases" not in pod["spec"]
     assert "serving.quire.dev/service" not in pod["metadata"]["labels"]
@@ -144,7 +153,7 @@ def pod_affinity(**more: object) -> Manifest:
 @pytest.mark.parametrize("mode", ["ReadWriteOnce", "ReadWriteOncePod"])
 def test_pods_and_fetches_keep_to_the_node_of_a_volume_for_one_node(mode: str) -> None:
     spec = spec_of(cache={"accessMode": mode})
-    fetch = fetch_template(CHAT, spec, "stem", "engine:v1", None, repair=False)
+    fetch = fetch_template(CHAT, spec, "stem", "engine:v1", Network(), repair=False)
     for pod in (template(cache={"accessMode": mode}), fetch):
         [term] = pod["spec"]["affinity"]["podAffinity"][REQUIRED]
         assert term["topologyKey"] == "kubernetes.io/hostname"
@@ -177,7 +186,7 @@ def test_the_users_affinity_is_merged_and_wins() -> None:
 
 def test_an_empty_dir_is_filled_by_the_pod_itself() -> None:
     spec = spec_of(model={"credentialsSecret": "s"}, cache={"mode": "none", "size": "5Gi"})
-    pod = engine_template(CHAT, spec, "0a1b2c3d", "engine:v1", None)["spec"]
+    pod = engine_template(CHAT, spec, "0a1b2c3d", "engine:v1", Network())["spec"]
     assert pod["initContainers"][0]["args"][:3] == ["fetch", "hf://org/model", "/models"]
     assert "secretKeyRef" not in str(pod), "credentials never enter a pod that serves"
     assert pod["volumes"][0]["emptyDir"] == {"sizeLimit": "5Gi"}

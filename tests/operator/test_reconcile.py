@@ -7,6 +7,7 @@ import pytest
 
 from quire_operator import api, writer
 from quire_operator.errors import Denied, QuotaExceeded, Unavailable
+from quire_operator.fetch_environment import Network
 from quire_operator.kinds import (
     BUDGET,
     CLAIM,
@@ -49,7 +50,7 @@ async def test_a_second_pass_writes_nothing(rig: Rig, chat: Key) -> None:
 async def test_a_new_operator_writes_nothing(rig: Rig, chat: Key) -> None:
     rig.cluster.put(service_manifest())
     await rig.bring_up(chat)
-    other = Rig(image="engine:v2", hf_endpoint="http://mirror")
+    other = Rig(image="engine:v2", network=Network(hf_endpoint="http://mirror"))
     other.reconciler = type(other.reconciler)(
         client=rig.cluster,
         world=other.world,

@@ -3,6 +3,7 @@
 import pytest
 
 from quire_operator.errors import SettingError
+from quire_operator.fetch_environment import Network
 from quire_operator.settings import from_environment
 
 ENOUGH = {"QUIRE_ENGINE_IMAGE": "engine:v1"}
@@ -39,7 +40,7 @@ def test_everything_given() -> None:
     assert settings.keda_scaler_address == "quire-keda.quire-system.svc:9100"
     assert settings.watch_namespaces == ("a", "b")
     assert settings.lease_seconds == 9
-    assert settings.hf_endpoint is None
+    assert settings.network == Network()
 
 
 @pytest.mark.parametrize(
