@@ -1,5 +1,6 @@
 """The committed CRD is the one that the types say, and small enough."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,33 @@ def test_a_type_without_a_structural_schema_is_refused() -> None:
 
     with pytest.raises(TypeError, match="int-or-string"):
         crd.schema_of(msgspec.inspect.type_info(Odd).fields[0].type)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("uri", "taken"),
+    [
+        ("hf://org/model", True),
+        ("hf://org/model/file.gguf", True),
+        ("s3://bucket", True),
+        ("s3://bucket/a/b/", True),
+        ("gs://bucket/a/file.gguf", True),
+        ("az://container/a", True),
+        ("https://host.example:8443/a/file.gguf", True),
+        ("https://host/a.tar", True),
+        ("pvc://claim/path", True),
+        ("s3://", False),
+        ("s3://bucket//a", False),
+        ("az://container/a b", False),
+        ("https://host/a.tar.gz", False),
+        ("https://host/folder", False),
+        ("https://user:secret@host/a.tar", False),
+        ("https://host/a.tar?signature=secret", False),
+        ("http://host/a.tar", False),
+        ("ftp://host/a.tar", False),
+    ],
+)
+def test_uris_that_the_definition_takes(uri: str, taken: bool) -> None:
+    """CEL's `matches` is RE2, of which these patterns use what Python has too."""
+    patterns = re.findall(r"self\.matches\('([^']+)'\)", api._URI_RULE)
+    assert len(patterns) == api._URI_RULE.count("matches")
+    assert any(re.search(pattern, uri) for pattern in patterns) is taken
