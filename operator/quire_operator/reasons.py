@@ -58,9 +58,9 @@ _FETCH = (
     Entry(
         "SourceUnauthorized",
         "fetch",
-        "The source answers 401 or 403: no token, a wrong one, or a gated model.",
-        "Name a Secret with a token that may read the model in `model.credentialsSecret`, or mend "
-        "the one that is named.",
+        "The source answers 401 or 403: no token or keys, wrong ones, or a gated model.",
+        "Name a Secret with a token or keys that may read the model in `model.credentialsSecret`, "
+        "or mend the one that is named.",
         failed_as("SourceUnauthorized"),
     ),
     Entry(
