@@ -22,6 +22,12 @@ READY_SECONDS = 120  # 8 is the goal, measured by the bench; here the machine ma
 pytestmark = pytest.mark.model
 
 
+FLAGS = (
+    "--served-model-name", "smol", "--device", "cpu", "--max-num-seqs", "16",
+    "--kv-cache-memory-bytes", str(256 << 20),
+)  # fmt: skip
+
+
 class RealServer:
     """`quire-engine serve` on loopback."""
 
@@ -31,8 +37,7 @@ class RealServer:
         with stderr.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "quire_engine", "serve", str(MODEL), "--host", "127.0.0.1",
-                 "--port", str(port), "--served-model-name", "smol", "--device", "cpu",
-                 "--max-num-seqs", "16", "--kv-cache-memory-bytes", str(256 << 20)],
+                 "--port", str(port), *FLAGS],
                 stderr=log,
                 env={**os.environ, "TERMINATION_LOG": str(stderr.with_name("end"))},
             )  # fmt: skip
@@ -75,6 +80,21 @@ def real(tmp_path_factory: pytest.TempPathFactory, unused_port: Any) -> Iterator
 def client(real: RealServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=real.url + "/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+def test_its_cache_has_the_blocks_that_are_planned(real: RealServer) -> None:
+    planned = subprocess.run(
+        [sys.executable, "-m", "quire_engine", "plan", str(MODEL), "--json", "--", *FLAGS],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    plan = json.loads(planned.stdout)["plan"]
+    page = httpx.get(real.url + "/metrics").text
+    [line] = [line for line in page.splitlines() if line.startswith("vllm:cache_config_info{")]
+    assert f'num_gpu_blocks="{plan["kvBlocks"]}"' in line
+    assert f'kv_cache_bytes="{plan["kvBlocks"] * 16 * plan["kvBytesPerToken"]}"' in line
+    served = httpx.get(real.url + "/v1/models").json()["data"][0]["max_model_len"]
+    assert served == plan["maxModelLen"]
+    assert plan["maxConcurrency"] == round(plan["kvBlocks"] / -(-served // 16), 2)
 
 
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
