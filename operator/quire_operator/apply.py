@@ -13,6 +13,19 @@ from dataclasses import replace
 from typing import Any
 
 from quire_operator import children, names
+from quire_operator.actions import (
+    Action,
+    Annotate,
+    Create,
+    Delete,
+    Ensure,
+    Grow,
+    JoinClaim,
+    LeaveClaim,
+    Lift,
+    Nudge,
+    SetReplicas,
+)
 from quire_operator.api import KIND
 from quire_operator.case import MAX_MESSAGE, Problem
 from quire_operator.client import Api
@@ -37,19 +50,6 @@ from quire_operator.kinds import (
 )
 from quire_operator.names import Key
 from quire_operator.observe import Observation
-from quire_operator.plan import (
-    Action,
-    Annotate,
-    Create,
-    Delete,
-    Ensure,
-    Grow,
-    JoinClaim,
-    LeaveClaim,
-    Lift,
-    Nudge,
-    SetReplicas,
-)
 from quire_operator.projections import project
 from quire_operator.world import World
 from quire_operator.writer import Hold

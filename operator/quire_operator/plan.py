@@ -26,6 +26,19 @@ from quire_operator import (
     route,
     writer,
 )
+from quire_operator.actions import (
+    Action,
+    Annotate,
+    Create,
+    Delete,
+    Ensure,
+    Grow,
+    JoinClaim,
+    LeaveClaim,
+    Lift,
+    Nudge,
+    SetReplicas,
+)
 from quire_operator.errors import OverlayError
 from quire_operator.fetch import FetchState, Stage
 from quire_operator.fetch_environment import Network
@@ -45,8 +58,7 @@ from quire_operator.kinds import (
     Manifest,
 )
 from quire_operator.observe import Observation
-from quire_operator.views import AutoscalerView, ChildView, ClaimView, DeploymentView
-from quire_operator.writer import Hold
+from quire_operator.views import AutoscalerView, ClaimView
 
 POLL_SECONDS = 5.0
 """How often a running fetch is asked for its bytes."""
@@ -62,103 +74,6 @@ WAIT_SECONDS = 2.0
 
 UNKNOWN_CLAIM_SIZE = "20Gi"
 """Of a claim whose files nobody has counted, and which nobody gives a size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Create:
-    """POST: for what is made once and never changed by us (claim, Job, Deployment)."""
-
-    kind: Kind
-    manifest: Manifest
-
-
-@dataclass(frozen=True, slots=True)
-class Ensure:
-    """Server-side apply of a whole child; skipped when the live one holds it already."""
-
-    kind: Kind
-    manifest: Manifest
-    live: ChildView | None
-
-
-@dataclass(frozen=True, slots=True)
-class SetReplicas:
-    """Server-side apply of a Deployment's replicas under their own field manager."""
-
-    deployment: DeploymentView
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Nudge:
-    """Merge patch of an annotation on a Deployment whose pods were refused: the ReplicaSet takes it
-    over, and its controller tries at once what it would try within 16 minutes."""
-
-    deployment: DeploymentView
-    now: float
-    """Epoch seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Annotate:
-    """Merge patch of annotations on the claim; None removes one."""
-
-    claim: ClaimView
-    annotations: tuple[tuple[str, str | None], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Grow:
-    """A larger request on the claim."""
-
-    claim: ClaimView
-    size: str
-
-
-@dataclass(frozen=True, slots=True)
-class JoinClaim:
-    """Our owner reference on a shared claim, under a field manager of the service's own."""
-
-    claim: ClaimView
-
-
-@dataclass(frozen=True, slots=True)
-class LeaveClaim:
-    """Takes our owner reference off; others still use the claim."""
-
-    claim: ClaimView
-
-
-@dataclass(frozen=True, slots=True)
-class Delete:
-    """Background deletion of exactly this object."""
-
-    kind: Kind
-    name: str
-    uid: str
-    resource_version: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Lift:
-    """spec.replicas through /scale, on the switch to an HPA: at 0 an HPA stops itself."""
-
-    replicas: int
-
-
-Action = (
-    Create
-    | Ensure
-    | SetReplicas
-    | Nudge
-    | Annotate
-    | Grow
-    | JoinClaim
-    | LeaveClaim
-    | Delete
-    | Lift
-    | Hold
-)
 
 
 @dataclass(frozen=True, slots=True)

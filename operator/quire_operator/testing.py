@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from quire_operator import names
+from quire_operator import names, testing_fields
 from quire_operator.api import Condition, Status
 from quire_operator.errors import AlreadyExists, ApiError, Conflict, Invalid, NotFound
 from quire_operator.fetch_environment import Network
@@ -64,6 +64,7 @@ PLAN_REPORT: Mapping[str, object] = {
 """What the engine says of a model that fits."""
 
 IDENTITY = {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace")}
+COMPONENT = ("metadata", "labels", names.COMPONENT)
 PRECONDITIONS = {("metadata", "uid"), ("metadata", "resourceVersion")}
 
 
@@ -122,7 +123,7 @@ class FakeCluster:
         if (kind, at) in self._objects:
             raise AlreadyExists(409, f"POST {kind.plural}", f"{at.name} exists", "AlreadyExists")
         made = self._insert(kind, at, manifest, manager)
-        if self.plans is not None and _component(made) == names.PLAN_CONTAINER:
+        if self.plans is not None and value_at(made, COMPONENT) == names.PLAN_CONTAINER:
             self.end_job(made, self.plans)
         return made
 
@@ -146,7 +147,8 @@ class FakeCluster:
             and (path[0] == "status") is (subresource == "status")
         }
         owner = f"{manager}/{subresource}"
-        self._settle_conflicts(stored, owner, mine, manifest, force)
+        live, owners = stored.body, stored.owners
+        testing_fields.settle_conflicts(live, owners, owner, manifest, mine, force=force)
         for path in stored.owners.get(owner, set()) - mine:
             if not any(path in paths for who, paths in stored.owners.items() if who != owner):
                 take_back(stored.body, path)
@@ -394,22 +396,6 @@ class FakeCluster:
     def _tell(self, kind: Kind, event: str, body: Manifest) -> None:
         for listener in self._listeners:
             listener(kind, event, copy.deepcopy(body))
-
-    @staticmethod
-    def _settle_conflicts(
-        stored: _Stored, owner: str, mine: set[Path], manifest: Manifest, force: bool
-    ) -> None:
-        for who, paths in stored.owners.items():
-            if who == owner:
-                continue
-            taken = {p for p in mine & paths if value_at(stored.body, p) != value_at(manifest, p)}
-            if taken and not force:
-                raise Conflict(409, "apply", f"{sorted(taken)[0]} is owned by {who}", "Conflict")
-            stored.owners[who] = paths - taken
-
-
-def _component(manifest: Manifest) -> str | None:
-    return (manifest["metadata"].get("labels") or {}).get(names.COMPONENT)
 
 
 def _at(manifest: Manifest) -> Key:

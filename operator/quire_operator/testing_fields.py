@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from quire_operator.errors import Conflict
 from quire_operator.kinds import Manifest
 
 Path = tuple[str, ...]
@@ -86,3 +87,22 @@ def merge_patch(body: Manifest, patch: Manifest, *, strategic: bool) -> None:
             body[key] = [item for item in body.get(key, []) if item[LIST_KEYS[key]] not in gone]
         else:
             body[key] = copy.deepcopy(value)
+
+
+def settle_conflicts(
+    body: Manifest,
+    owners: dict[str, set[Path]],
+    owner: str,
+    manifest: Manifest,
+    mine: set[Path],
+    *,
+    force: bool,
+) -> None:
+    """Takes from the others what the owner would change. Raises Conflict without `force`."""
+    for who, paths in owners.items():
+        if who == owner:
+            continue
+        taken = {p for p in mine & paths if value_at(body, p) != value_at(manifest, p)}
+        if taken and not force:
+            raise Conflict(409, "apply", f"{sorted(taken)[0]} is owned by {who}", "Conflict")
+        owners[who] = paths - taken
