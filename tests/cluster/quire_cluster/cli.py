@@ -19,8 +19,9 @@ from quire_cluster.versions import ALL_TOOLS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    # su without a dash leaves the node's tools off root's PATH
-    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{SBIN}"
+    # su without a dash leaves the node's tools off root's PATH; kubectl looks for kubectl-quire.
+    found = (os.environ.get("PATH", os.defpath), SBIN, str(Path(sys.executable).parent))
+    os.environ["PATH"] = os.pathsep.join(found)
     try:
         return _run(options)
     except ClusterError as error:

@@ -93,9 +93,14 @@ def _wait_ready() -> None:
         return bool(now["status"] == "True")
 
     kube.wait_until(ready, 300, f"{NAMESPACE}/chat to be Ready")
-    service = kube.get("inferenceservice", "chat", NAMESPACE)
-    console.print(f"The model: {kube.condition(service, 'ModelCached')['message']}")
     console.print(kube.kubectl("get", "qis", "chat", namespace=NAMESPACE).rstrip())
+    _show_status()
+
+
+def _show_status() -> None:
+    command = ("quire", "status", "chat", "-n", NAMESPACE)
+    console.print(f"$ kubectl {' '.join(command)}")
+    console.print(kube.kubectl(*command).rstrip(), markup=False)
 
 
 def _stream(applied: float) -> None:
@@ -131,7 +136,7 @@ def _scale_up_and_down() -> None:
     console.print("The burst is over; one replica less once the window has passed ...")
     kube.wait_until(lambda: _status()["replicas"] == 1, SCALE_SECONDS, "1 replica again")
     _print_decision()
-    console.print(kube.kubectl("get", "qis", "chat", namespace=NAMESPACE).rstrip())
+    _show_status()
 
 
 def _status() -> kube.Json:
@@ -153,7 +158,8 @@ def _next_steps(seconds: float) -> None:
     for command, meaning in (
         ("make shell", "a shell with kubectl and helm on this cluster, then for instance:"),
         ("  kubectl get qis -A", "every service with its reason"),
-        (f"  kubectl -n {NAMESPACE} describe qis chat", "conditions, plan, scaling decisions"),
+        (f"  kubectl quire status chat -n {NAMESPACE}", "all that there is to know of one"),
+        ("  kubectl quire top -A", "load and speed of all, live"),
         (f"  kubectl -n {NAMESPACE} edit qis chat", "another model, more replicas"),
         ("make cluster-down", "take it all down"),
     ):
