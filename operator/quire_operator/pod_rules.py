@@ -137,7 +137,9 @@ def oom_killed(case: Case) -> str | None:
         if ended.reason == "OOMKilled":
             limit = subject.container.memory_limit
             at = f"its memory limit of {limit}" if limit else "the node's memory (no limit is set)"
-            return f"{subject.name} was killed at {at}; raise resources.memory ({subject.restarts})"
+            ours = subject.role == "engine"
+            more = "raise resources.memory" if ours else "raise its limit in podTemplate"
+            return f"{subject.name} was killed at {at}; {more} ({subject.restarts})"
     return None
 
 
