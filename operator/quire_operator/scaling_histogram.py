@@ -112,4 +112,6 @@ def quantile(fraction: float, histogram: Histogram) -> float | None:
         return lower
     below = histogram.counts[index - 1] if index else 0.0
     inside = histogram.counts[index] - below
-    return lower + (upper - lower) * (rank - below) / inside if inside else upper
+    if not inside:
+        return upper
+    return min(upper, lower + (upper - lower) * (rank - below) / inside)  # rounding may overshoot

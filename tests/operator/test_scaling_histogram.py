@@ -4,7 +4,7 @@ import math
 from bisect import bisect_left
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quire_operator.scaling_histogram import (
@@ -43,6 +43,7 @@ def test_quantiles_interpolate_within_a_bucket(
     assert result == (None if seconds is None else pytest.approx(seconds))
 
 
+@example([0.5, 0.5, 0.5], 1.0)
 @given(st.lists(st.floats(0.001, 0.999), min_size=1, max_size=200), st.floats(0.01, 1))
 def test_a_quantile_lies_in_the_bucket_of_the_observation_of_that_rank(
     observations: list[float], fraction: float
