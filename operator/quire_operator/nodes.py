@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from quire_operator.client import Api
-from quire_operator.errors import Denied
+from quire_operator.errors import Denied, Invalid
 from quire_operator.kinds import NODE, Manifest
 from quire_operator.views import GpuNode
 
@@ -50,7 +50,7 @@ class NodeReader:
             bodies = await self._client.list_objects(NODE, None, labels=label, metadata_only=True)
             found = tuple(node for body in bodies for node in _gpu_nodes(body, label))
             self._known[label] = (now + FRESH_SECONDS, found)
-        except Denied as e:
+        except (Denied, Invalid) as e:  # no right to; or a gpuResource that no label can be made of
             logger.info("nodes are not looked at, resources.gpuMemory has to tell: %s", e)
             self._known[label] = (now + DENIED_SECONDS, ())
         return self._known[label][1]

@@ -219,7 +219,10 @@ def _claim(seen: Observation, state: FetchState, fitted: FitState) -> list[Actio
     if seen.uid not in claim.meta.owners and fitted.passes:
         actions.append(JoinClaim(claim))
     wanted = seen.claim_size
-    if wanted is not None and seen.too_small and seen.refused_growth is None:
+    joins = seen.uid in claim.meta.owners or fitted.passes  # growth cannot be taken back
+    # Kubernetes lets a claim grow once it is bound, and refuses it before.
+    may_grow = joins and claim.managed and claim.phase == "Bound"
+    if may_grow and wanted is not None and seen.too_small and seen.refused_growth is None:
         actions.append(Grow(claim, wanted))
     return actions
 
@@ -378,6 +381,8 @@ def _again(seen: Observation, state: FetchState, fitted: FitState) -> float | No
         waits.append(_fetch_poll(seen, state))
     if (state.stage is Stage.NO_CLAIM and fitted.passes) or _autoscaler_leaves(seen):
         waits.append(WAIT_SECONDS)
+    if fitted.asking and (fitted.pod is None or not fitted.pod.on_node):
+        waits.append(WAIT_SECONDS)  # of what keeps its pod away only events tell
     if seen.unclear_pods:
         waits.append(UNCLEAR_SECONDS)
     nudge = _nudge_in(seen)

@@ -237,7 +237,7 @@ def _named(
 
 def _others(spec: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[ContainerView, ...]:
     """Containers that are none of ours."""
-    ours = (names.FETCH_CONTAINER, names.ENGINE_CONTAINER)
+    ours = (names.FETCH_CONTAINER, names.PLAN_CONTAINER, names.ENGINE_CONTAINER)
     kinds = (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses"))
     return tuple(
         _container(container, status.get(statuses) or [])

@@ -276,6 +276,16 @@ async def test_an_operator_that_dies_with_an_answer_in_hand_finds_it_again(
     assert not any("plan" in name for name in jobs(held))
 
 
+async def test_a_plan_that_has_just_failed_is_no_crash(held: Rig, chat: Key) -> None:
+    """Its pod is seen to have ended before its Job is."""
+    held.cluster.put(service_manifest())
+    await held.settle()
+    report = {"reason": "SourceUnauthorized", "message": "401"}
+    held.cluster._job_pod(held.cluster.all(JOB)[0], report)
+    await held.settle()
+    assert held.condition(chat).reason == "Planning"
+
+
 async def test_a_quota_that_lets_no_plan_run_is_told(held: Rig, chat: Key) -> None:
     held.cluster.put(service_manifest())
     await held.settle()
@@ -284,8 +294,11 @@ async def test_a_quota_that_lets_no_plan_run_is_told(held: Rig, chat: Key) -> No
     event = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "message": words}
     event |= {"involvedObject": of}
     held.cluster.put(event | {"metadata": {"name": "e", "namespace": "default"}})
-    held.cluster.now += 10
-    await held.wake(chat)
+    for _ in range(5):
+        again = held.again[chat]
+        assert again is not None, "nobody else wakes it: events are not watched"
+        held.cluster.now += again
+        await held.wake(chat)
     assert held.condition(chat).reason == "QuotaExceeded"
     assert words in held.condition(chat).message
 
@@ -392,11 +405,29 @@ async def test_a_claim_too_small_for_the_plan_grows_while_its_files_are_not_ther
     rig.cluster.put(service_manifest())
     await rig.settle()
     [claim] = rig.cluster.all(CLAIM)
-    assert claim["spec"]["resources"]["requests"]["storage"] == "17Gi"
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Gi", "not before it is bound"
     rig.cluster.bind_claims()
+    await rig.settle()
+    [claim] = rig.cluster.all(CLAIM)
+    assert claim["spec"]["resources"]["requests"]["storage"] == "17Gi"
     rig.cluster.run_jobs({"commit": "c0ffee", "bytesTotal": 16_100_000_000})
     await rig.settle()
     assert await rig.wake(chat) == []
+
+
+@pytest.mark.parametrize("report", [None, REFUSED])
+async def test_who_does_not_use_a_claim_does_not_grow_it(
+    rig: Rig, chat: Key, report: dict[str, object] | None
+) -> None:
+    """Paused, or with an answer that says no: growth cannot be taken back."""
+    rig.cluster.put(service_manifest("other", cache={"size": "1Gi"}))
+    await rig.bring_up(Key("default", "other"))
+    rig.cluster.plans = report
+    replicas = 0 if report is None else 1
+    rig.cluster.put(service_manifest(replicas=replicas, cache={"size": "500Gi"}))
+    await rig.settle()
+    [claim] = rig.cluster.all(CLAIM)
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Gi"
 
 
 async def test_a_claim_that_holds_the_files_is_large_enough(rig: Rig, chat: Key) -> None:

@@ -1,6 +1,8 @@
 """Nodes are listed seldom, and where we may not look they are left alone."""
 
-from quire_operator.errors import Denied
+import pytest
+
+from quire_operator.errors import ApiError, Denied, Invalid
 from quire_operator.kinds import Kind, Manifest
 from quire_operator.nodes import DENIED_SECONDS, FRESH_SECONDS, NodeReader
 from quire_operator.testing import FakeCluster, node_manifest
@@ -14,14 +16,14 @@ class Counting(FakeCluster):
     def __init__(self) -> None:
         super().__init__()
         self.lists = 0
-        self.denied = False
+        self.error: ApiError | None = None
 
     async def list_objects(
         self, kind: Kind, namespace: str | None, **how: object
     ) -> list[Manifest]:
         self.lists += 1
-        if self.denied:
-            raise Denied(403, "GET nodes", "nodes is forbidden")
+        if self.error is not None:
+            raise self.error
         return await super().list_objects(kind, namespace, **how)  # type: ignore[arg-type]
 
 
@@ -47,15 +49,22 @@ async def test_one_list_serves_all_for_a_while() -> None:
     assert [node.name for node in await reader.read(LABEL)] == ["a"]
 
 
-async def test_without_the_right_nothing_is_known_and_seldom_asked() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        Denied(403, "GET nodes", "nodes is forbidden"),
+        Invalid(400, "GET nodes", "unable to parse requirement: no label of two slashes"),
+    ],
+)
+async def test_without_an_answer_nothing_is_known_and_seldom_asked(error: ApiError) -> None:
     cluster = Counting()
-    cluster.denied = True
+    cluster.error = error
     reader = NodeReader(cluster, lambda: cluster.now)
     for _ in range(30):
         assert await reader.read(LABEL) == ()
         cluster.now += DENIED_SECONDS / 31
     assert cluster.lists == 1
-    cluster.denied = False
+    cluster.error = None
     cluster.put(node_manifest("a", {LABEL: "81559"}))
     cluster.now += DENIED_SECONDS
     assert [node.name for node in await reader.read(LABEL)] == ["a"]
