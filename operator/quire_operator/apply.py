@@ -41,6 +41,7 @@ from quire_operator.kinds import (
     CLAIM,
     DEPLOYMENT,
     HPA,
+    JOB,
     LEASE,
     POLLED,
     SERVICE_KIND,
@@ -90,6 +91,8 @@ class Applier:
         self._client = client
         self._world = world
         self._seen = seen
+        self._took: Manifest | None = None
+        """The claim's Lease, taken in this pass for the fetch that is made next."""
         self._doers: dict[type[Any], Callable[[Any], Awaitable[Problem | None]]] = {
             Create: self._create,
             Ensure: self._ensure,
@@ -121,9 +124,17 @@ class Applier:
                 problem = _denied(e)
             if problem is not None:
                 problems.append(replace(problem, of_scaling=_is_of_scaling(action)))
+                await self._give_back(action)
                 if isinstance(action, BASIS):
                     break
         return tuple(problems)
+
+    async def _give_back(self, refused: Action) -> None:
+        """A fetch that was not let in writes no claim: nobody is to wait for it to end."""
+        if self._took is None or not (isinstance(refused, Create) and refused.kind is JOB):
+            return
+        meta, self._took = self._took["metadata"], None
+        await self._delete(Delete(LEASE, meta["name"], meta["uid"], meta["resourceVersion"]))
 
     @property
     def _namespace(self) -> str:
@@ -287,6 +298,7 @@ class Applier:
             return problem
         self._learn(LEASE, answer)
         if action.lease is None or action.lease.holder != action.holder:
+            self._took = answer
             logger.info("[%s] %s now writes claim %s", self._seen.key, action.holder,
                         action.claim.meta.name)  # fmt: skip
         return None

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from quire_operator import writer
-from quire_operator.errors import Conflict
+from quire_operator.errors import Conflict, Denied
 from quire_operator.kinds import CLAIM, JOB, LEASE, POD, SERVICE_KIND, Manifest
 from quire_operator.names import Key
 from quire_operator.testing import PLAN_REPORT, Rig, service_manifest
@@ -275,6 +275,25 @@ async def test_an_operator_killed_between_lease_and_job_goes_on(rig: Rig) -> Non
     await successor.wake(CHAT)
     assert jobs(rig) == [], "the Job may be on its way"
     await pass_time(successor, writer.ON_ITS_WAY_SECONDS, CHAT)
+    assert len(jobs(rig)) == 1
+    assert lease(rig)["spec"]["holderIdentity"] == jobs(rig)[0]
+
+
+async def test_a_fetch_that_is_not_let_in_is_told_all_the_while_and_holds_nothing(
+    rig: Rig,
+) -> None:
+    """The service would wait for a Job to end that never was."""
+    await plan_first(rig, service_manifest())
+    rig.cluster.refuse[JOB] = Denied(403, "POST jobs", "a policy says no")
+    await rig.settle()
+    for _ in range(6):
+        told = rig.condition(CHAT)
+        assert told.reason == "Refused", told
+        assert "a policy says no" in told.message
+        assert rig.cluster.all(LEASE) == []
+        await pass_time(rig, 10, CHAT)
+    del rig.cluster.refuse[JOB]
+    await pass_time(rig, 10, CHAT)
     assert len(jobs(rig)) == 1
     assert lease(rig)["spec"]["holderIdentity"] == jobs(rig)[0]
 
