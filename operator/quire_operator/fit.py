@@ -87,10 +87,9 @@ def state(seen: Observation, fetched: FetchState, request: Request) -> FitState:
         told = live if stored is answer else tuple(job for job in live if job not in asked)
         step = _settled(seen, request, answer, told)
     else:
-        step = _step(seen, fetched, request, job, pod)
-        replaced = live if step.start is not None else ()
-        discard = replaced or tuple(job for job in live if job not in asked)
-        step = replace(step, discard=discard)
+        step = _step(seen, fetched, request, asked, pod)
+        kept = _kept(seen, asked, step)
+        step = replace(step, discard=tuple(job for job in live if job not in kept))
     return replace(step, passes=step.passes or seen.current is not None)
 
 
@@ -131,21 +130,38 @@ def _due(seen: Observation) -> bool:
     return _wanted(seen) and before is not None and before.key is not None
 
 
+def _kept(seen: Observation, asked: list[JobView], step: FitState) -> list[JobView]:
+    """The Job that runs, and the last one that failed: it is what is known meanwhile."""
+    running = [job for job in asked if _runs(job)] if step.start is None else []
+    return running[-1:] + _ended(seen, asked)[-1:]
+
+
+def _ended(seen: Observation, asked: list[JobView]) -> list[JobView]:
+    """Attempts that are over and were made as they would be now."""
+    return [job for job in asked if not _runs(job) and not fetch.superseded(seen, job.asked)]
+
+
+def _runs(job: JobView) -> bool:
+    return not job.failed and not job.succeeded
+
+
 def _step(
     seen: Observation,
     fetched: FetchState,
     request: Request,
-    job: JobView | None,
+    asked: list[JobView],
     pod: PodView | None,
 ) -> FitState:
     """Without an answer: ask, wait for one, or ask again."""
+    job = asked[-1] if asked else None
     mounted = fetched.stage is Stage.COMPLETE or seen.spec.model.uri.startswith("pvc://")
     step = FitState(request=request, passes=False, mounted=mounted)
     if job is None:
         return replace(step, asking=True, start=1)
-    if not job.failed and not job.succeeded:
+    if _runs(job):
         again = job.attempt + 1 if _is_stuck(seen, job, pod) else None
-        return replace(step, asking=True, pod=pod, start=again)
+        before = _failure_before(seen, asked) if not _is_held_up(pod) else None
+        return replace(step, asking=True, pod=pod, start=again, failure=before)
     if fetch.last_words_due(seen, job, pod):
         return replace(step, asking=True, pod=pod, wait_seconds=1.0)
     return _failed(seen, step, job, pod)
@@ -159,14 +175,32 @@ def _pod_of(seen: Observation, job: JobView | None) -> PodView | None:
 def _failed(seen: Observation, step: FitState, job: JobView, pod: PodView | None) -> FitState:
     """What lies on a claim is not held up by a question that fails: the engine that loads it asks
     itself the same, and tells what is wrong, or has it repaired."""
-    reason, message = _explain(job, pod)
-    tries = f"{job.attempt} attempt{'s' if job.attempt > 1 else ''} so far, trying again"
-    step = replace(step, failure=(reason, f"{message} ({tries})"), passes=step.mounted)
+    step = replace(step, failure=_told(job, pod), passes=step.mounted)
     delay = 0.0 if fetch.superseded(seen, job.asked) else fetch.retry_seconds(job.attempt)
     due = (job.finished or seen.now) + delay
     if due > seen.now:
         return replace(step, wait_seconds=due - seen.now)
     return replace(step, start=job.attempt + 1)
+
+
+def _told(job: JobView, pod: PodView | None) -> Words:
+    reason, message = _explain(job, pod)
+    tries = f"{job.attempt} attempt{'s' if job.attempt > 1 else ''} so far, trying again"
+    return reason, f"{message} ({tries})"
+
+
+def _failure_before(seen: Observation, asked: list[JobView]) -> Words | None:
+    """What the attempt before said, until this one has said something: Ready would turn to and fro
+    with each attempt."""
+    ended = _ended(seen, asked)
+    return _told(ended[-1], _pod_of(seen, ended[-1])) if ended else None
+
+
+def _is_held_up(pod: PodView | None) -> bool:
+    """Whether this attempt has a trouble of its own, such as its image."""
+    waiting = pod.main.waiting if pod is not None and pod.main is not None else None
+    starts = waiting in (None, "ContainerCreating", "PodInitializing")
+    return pod is not None and (pod.unschedulable is not None or not starts)
 
 
 def _is_stuck(seen: Observation, job: JobView, pod: PodView | None) -> bool:

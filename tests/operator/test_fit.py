@@ -6,7 +6,7 @@ import pytest
 
 from quire_operator import api, fetch, fit
 from quire_operator.errors import Denied, QuotaExceeded
-from quire_operator.kinds import CLAIM, DEPLOYMENT, JOB, NODE, POD, SERVICE_KIND, Manifest
+from quire_operator.kinds import CLAIM, DEPLOYMENT, EVENT, JOB, NODE, POD, SERVICE_KIND, Manifest
 from quire_operator.names import Key
 from quire_operator.testing import PLAN_REPORT, Rig, node_manifest, service_manifest
 from quire_operator.values import timestamp
@@ -188,7 +188,8 @@ async def test_a_failure_is_told_and_asked_again_later_and_later(held: Rig, chat
     await held.settle()
     waits = []
     for attempt in range(1, 6):
-        assert [name.rpartition("-")[2] for name in jobs(held)] == [str(attempt)]
+        numbers = [name.rpartition("-")[2] for name in jobs(held)]
+        assert numbers == [str(number) for number in range(max(1, attempt - 1), attempt + 1)]
         held.cluster.run_jobs({"reason": "SourceNotFound", "message": "no such repository"})
         await held.settle()
         ready = held.condition(chat)
@@ -201,8 +202,33 @@ async def test_a_failure_is_told_and_asked_again_later_and_later(held: Rig, chat
         waits.append(round(wait))
         held.cluster.now += wait
         await held.wake(chat)
+        assert held.condition(chat).reason == "SourceNotFound", "until the next one has spoken"
+    turns = [e["reason"] for e in held.cluster.all(EVENT) if e["reason"] == "SourceNotFound"]
+    assert len(turns) == 1, "an Event for a turn, none for an attempt"
     assert waits == [fetch.retry_seconds(number) for number in range(1, 6)]
     assert held.cluster.all(CLAIM) == []
+
+
+async def test_an_attempt_that_is_held_up_is_told_in_place_of_the_one_before(
+    held: Rig, chat: Key
+) -> None:
+    held.cluster.put(service_manifest())
+    await held.settle()
+    held.cluster.run_jobs({"reason": "SourceNotFound", "message": "no such repository"})
+    await held.settle()
+    held.cluster.now += 10
+    await held.wake(chat)
+    held.cluster.run_jobs()
+    [pod] = [p for p in held.cluster.all(POD) if p["metadata"]["name"].endswith("-2-pod")]
+    waiting = {"reason": "ErrImagePull", "message": "no such image"}
+    status = {"name": "plan", "state": {"waiting": waiting}}
+    held.cluster.set_status(
+        POD,
+        Key("default", pod["metadata"]["name"]),
+        {"phase": "Pending", "containerStatuses": [status]},
+    )
+    await held.settle()
+    assert held.condition(chat).reason == "ImagePull"
 
 
 async def test_another_secret_is_tried_at_once(held: Rig, chat: Key) -> None:
