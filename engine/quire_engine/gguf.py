@@ -121,7 +121,8 @@ def _parse(path: Path, data: mmap.mmap) -> GgufFile:
     metadata = {cursor.text(): cursor.value(cursor.integer("<I")) for _ in range(num_values)}
     directory = [_entry(cursor, path) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", 32)
-    assert isinstance(alignment, int)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"general.alignment is {alignment!r}")
     begin = -(-cursor.at // alignment) * alignment
     tensors = {}
     for tensor in directory:

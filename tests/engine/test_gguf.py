@@ -106,6 +106,13 @@ def test_what_is_no_gguf_is_corrupt(tmp_path):
         GgufFile.open(path)
 
 
+def test_an_alignment_of_nothing_is_corrupt(write):
+    zero = {"general.alignment": (0, gguf.GGUFValueType.UINT32)}
+    path = write({"w": (random_values(), "F32")}, **zero)
+    with pytest.raises(ModelCorrupt, match="alignment is 0"):
+        GgufFile.open(path)
+
+
 def test_an_old_version_and_an_unknown_type_are_unsupported(write):
     path = write({"w": (random_values(), "F32")})
     whole = bytearray(path.read_bytes())

@@ -78,23 +78,28 @@ def read_remote_gguf(read: ReadRange, name: str, size: int) -> ModelFacts:
                 file.seek(have)
                 file.write(read(have, want))
             have = want
-            facts, begin = _try_gguf(path)
-            if facts is not None and (begin <= have or have == size):
-                return facts
             if have == size:
                 return _read_gguf(path)  # says what is wrong
+            header = _whole_header(path, have)
+            if header is not None:
+                return _gguf_facts(header)
             want = min(have * 2, size)
 
 
-def _try_gguf(path: Path) -> tuple[ModelFacts | None, int]:
+def _whole_header(path: Path, have: int) -> "GgufFile | None":
+    """The file, if its header ends within the `have` bytes that were read.
+
+    What was not read is zeros, and those parse: as empty names of tensors without values. So where
+    the parser came to an end says whether there is anything to be made of what it found.
+    """
     from quire_engine.gguf import GgufFile  # numpy, a fifth of a second: for GGUF only
 
     try:
         file = GgufFile.open(path)
-        begin = min((tensor.offset for tensor in file.tensors.values()), default=0)
-        return _gguf_facts(file), begin
-    except (ModelCorrupt, ValueError, KeyError):
-        return None, 0
+    except ModelCorrupt:
+        return None
+    begin = min((tensor.offset for tensor in file.tensors.values()), default=0)
+    return file if begin <= have else None
 
 
 def _read_gguf(path: Path) -> ModelFacts:

@@ -4,14 +4,16 @@ import math
 import time
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from quire_cluster.hub import Faults, running_mirror
 from quire_cluster.tiny_models import TinyModel, write_tiny_model
 from quire_engine.config import EngineConfig
-from quire_engine.errors import ModelCorrupt, ModelMissing
-from quire_engine.fetch import PlanOptions, SourceOptions
-from quire_engine.fetch.headers import read_dummy, read_local
+from quire_engine.errors import ModelCorrupt, ModelMissing, ModelUnsupported
+from quire_engine.fetch import PlanOptions, SourceOptions, headers
+from quire_engine.fetch.headers import read_dummy, read_local, read_remote_gguf
 from quire_engine.fetch.plan_command import find
 
 ENGINE = EngineConfig(model="m")
@@ -67,6 +69,67 @@ def test_a_config_without_the_shapes(tmp_path: Path, config: str) -> None:
         for model in (str(folder), "hf://org/tiny"):
             with pytest.raises(ModelCorrupt, match=f"got that of {model}"):
                 find(PlanOptions(model, ENGINE, source=source))
+
+
+def write_gguf(path: Path, model: TinyModel, *, without: str = "") -> int:
+    """A GGUF with a vocabulary in its header; returns the header's length."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(model.num_layers)
+    writer.add_context_length(model.max_model_len)
+    writer.add_embedding_length(model.hidden_size)
+    writer.add_feed_forward_length(model.intermediate_size)
+    writer.add_head_count(model.num_heads)
+    writer.add_head_count_kv(model.num_kv_heads)
+    writer.add_token_list([f"token {number}" for number in range(model.vocab_size)])
+    writer.add_custom_alignment(64)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.num_layers)
+    for name, shape in model.shapes().items():
+        if name != without:
+            known = names.get_name(name, try_suffixes=(".weight",))
+            writer.add_tensor(known, np.ones(shape, np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return min(int(tensor.data_offset) for tensor in gguf.GGUFReader(path).tensors)
+
+
+GGUF_MODEL = TinyModel(hidden_size=32, intermediate_size=32, vocab_size=50)
+
+
+def test_a_gguf_header_of_any_length_is_read_and_little_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the first read ends: in a number, a text, the vocabulary, the directory."""
+    path = tmp_path / "m.gguf"
+    header, local = write_gguf(path, GGUF_MODEL), read_local(path)
+    assert local.weights.parameters == GGUF_MODEL.parameters
+    content = path.read_bytes()
+    for first in range(24, header + 8, 7):  # the counts stand in the first 24 bytes
+        read: list[int] = []
+
+        def spy(start: int, stop: int, read: list[int] = read) -> bytes:
+            read.append(stop)
+            return content[start:stop]
+
+        monkeypatch.setattr(headers, "GGUF_FIRST_READ", first)
+        assert read_remote_gguf(spy, "m.gguf", len(content)) == local
+        assert read[-1] < max(2 * header, first + 1)
+
+
+def test_a_gguf_without_one_of_its_tensors_is_refused_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    model = TinyModel(hidden_size=256, vocab_size=8192)  # 8 MiB of weights: two reads
+    write_gguf(path, model, without="model.norm.weight")
+    content, read = path.read_bytes(), []
+
+    def spy(start: int, stop: int) -> bytes:
+        read.append(stop)
+        return content[start:stop]
+
+    with pytest.raises(ModelUnsupported, match=r"model\.norm\.weight"):
+        read_remote_gguf(spy, "m.gguf", len(content))
+    assert read == [headers.GGUF_FIRST_READ]
 
 
 @pytest.mark.model
