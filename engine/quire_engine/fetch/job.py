@@ -166,11 +166,11 @@ async def _brought(this: _Run, current: Manifest | None) -> Manifest:
     listing = await _chosen(this, listing)
     progress.commit, progress.bytes_total = listing.commit, listing.bytes_total
     looked_only = progress.bytes_fetched == 0 and not options.repair  # an index may have been bad
-    if looked_only and current is not None and _is_intact(this, current, listing):
+    if looked_only and current is not None and _is_intact(this, current, listing, deep=False):
         return _kept(this, current)
     await _stage(this, listing)
-    if progress.bytes_fetched == 0 and current is not None and _is_intact(this, current, listing):
-        return _kept(this, current)  # a repair that found nothing to mend
+    if options.repair and current is not None and await _found_intact(this, current, listing):
+        return _kept(this, current)
     await _require_unchanged(this, listing)
     return _finished(this, await asyncio.to_thread(_install, this, listing))
 
@@ -248,17 +248,27 @@ async def _chosen(this: _Run, listing: Listing) -> Listing:
     return Listing(listing.commit, select(listing.files, this.uri, content))
 
 
-def _is_intact(this: _Run, current: Manifest, listing: Listing) -> bool:
+def _is_intact(this: _Run, current: Manifest, listing: Listing, *, deep: bool) -> bool:
     same = current.commit == listing.commit and {f.path for f in current.files} == {
         f.path for f in listing.files
     }
-    return same and not this.store.bad_files(current, deep=False)
+    return same and not this.store.bad_files(current, deep=deep)
+
+
+async def _found_intact(this: _Run, current: Manifest, listing: Listing) -> bool:
+    """Whether a repair has nothing to mend. That it had nothing to fetch does not say so: what a
+    bad file lacks may have been staged by a repair that was killed, or be another file's too."""
+    if this.progress.bytes_fetched > 0:
+        return False
+    return await asyncio.to_thread(_is_intact, this, current, listing, deep=True)
 
 
 async def _stage(this: _Run, listing: Listing) -> None:
     """Bring every file into staging: from earlier runs, the installed model, or the source."""
     store, progress = this.store, this.progress
     store.begin(listing.files)
+    if this.options.repair:
+        store.forget_reused()
     if store.current() is not None:
         progress.phase = "verifying"  # its files are read, to be used again
     missing = {file.digest.key: file for file in listing.files if not store.has_blob(file)}

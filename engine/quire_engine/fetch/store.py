@@ -121,6 +121,13 @@ class Store:
         for name in stale_names(names, {file.digest.key for file in files}):
             (self.blobs / name).unlink()
 
+    def forget_reused(self) -> None:
+        """Unstage what a run that was killed took from the installed model: it read those files
+        then, and as a second name of the same bytes they may have gone bad since."""
+        for path in self.blobs.iterdir():
+            if path.stat().st_nlink > 1:
+                path.unlink()
+
     def _forget_unsynced(self) -> None:
         """A power cut may lose bytes that a part table vouches for. Where no digest of the content
         would find that, half-fetched files are gone on with only by the machine that wrote them,

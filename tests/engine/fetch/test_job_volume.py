@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from quire_cluster.hub import Faults
+from quire_cluster.hub import Faults, running_mirror
+from quire_cluster.tiny_models import write_tiny_model
 from quire_engine.errors import ModelCorrupt
 from quire_engine.fetch.manifest import check_model
 from quire_engine.fetch.store import Store
@@ -165,6 +166,65 @@ def test_a_repair_with_nothing_to_mend_touches_nothing(fetch, mirror) -> None:
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.fixture
+def killed_repair(fetch, monkeypatch) -> Callable[[], None]:
+    """A repair that is killed once everything is staged."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    def run() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "stage_model", killed)
+            with pytest.raises(Killed):
+                fetch(repair=True)
+
+    return run
+
+
+def test_what_a_killed_repair_had_fetched_is_installed_by_the_next(
+    fetch, mirror, served: Served, killed_repair: Callable[[], None]
+) -> None:
+    assert fetch() == 0
+    flip_byte(fetch.volume / "model" / SHARD, 500_000)
+    killed_repair()
+    mirror.clear_log()
+    assert fetch(repair=True) == 0
+    assert fetch.installed == served(REPO)
+    assert mirror.downloads() == ()
+
+
+def test_a_byte_that_flips_after_a_killed_repair_is_found_too(
+    fetch, served: Served, killed_repair: Callable[[], None]
+) -> None:
+    """The killed one had staged that file as a second name of the installed one."""
+    assert fetch() == 0
+    flip_byte(fetch.volume / "model" / SHARD, 500_000)
+    killed_repair()
+    flip_byte(fetch.volume / "model" / "model-00001-of-00003.safetensors", 500_000)
+    assert fetch(repair=True) == 0
+    assert fetch.installed == served(REPO)
+
+
+TWINS = ("added_tokens.json", "special_tokens_map.json")
+
+
+@pytest.mark.parametrize("bad", TWINS)
+def test_of_two_files_with_the_same_content_the_bad_one_is_mended(
+    fetch, tmp_path: Path, bad: str
+) -> None:
+    folder = write_tiny_model(tmp_path / "hub/org/twins")
+    for name in TWINS:
+        (folder / name).write_text("{}")
+    with running_mirror(tmp_path / "hub") as twins:
+        source = {"endpoint": twins.url}
+        assert fetch("hf://org/twins", source=source) == 0
+        (fetch.volume / "model" / bad).unlink()  # a file of its own, as without hard links
+        (fetch.volume / "model" / bad).write_text("{]")
+        assert fetch("hf://org/twins", repair=True, source=source) == 0
+    assert fetch.installed == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("step", range(5))
