@@ -88,7 +88,9 @@ class ObjectSource:
             listed = obstore.list_with_delimiter(self._store, self._uri.prefix or None)
         except (BaseError, OSError) as error:
             raise self._explained(error, self._uri.name) from None
-        files = [self._remote_file(meta) for meta in listed["objects"]]
+        # Consoles show a folder by an empty object "prefix/"; it is listed as the prefix itself.
+        found = (meta for meta in listed["objects"] if meta["path"] != self._uri.prefix)
+        files = [self._remote_file(meta) for meta in found]
         if not files:
             raise SourceNotFound(
                 f"{self._uri.name} must hold a model's files, got none; correct model.uri"

@@ -60,6 +60,8 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     object_keys: dict[str, str] = {}
     """Who may use the object stores, and their secrets: access keys (S3), accounts (Google; the
     secret is not looked at), any name and its signature (Azure). Empty: everybody may."""
+    folder_markers: bool = False
+    """Object stores hold an empty object NAME/ for each folder, as their consoles make it."""
     web_authorization: str = ""
     """Authorization header that /web/ demands; empty: none."""
     web_omits: tuple[str, ...] = ()

@@ -14,7 +14,9 @@ import base64
 import hashlib
 import hmac
 import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, unquote
 from xml.sax.saxutils import escape
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 _TIME = "2026-01-01T00:00:00.000Z"
+_MARKER = HubFile("", Path(os.devnull), 0, hashlib.sha256().hexdigest(), "")
 
 
 class StoreError(Exception):
@@ -129,9 +132,13 @@ class ObjectRoutes:
             _Object(f"{name}/{file.path}", file)
             for name in self._mirror.repositories.names(bucket)
             if f"{name}/".startswith(prefix[: len(name) + 1])
-            for file in self._mirror.commit(f"{bucket}/{name}").files
+            for file in self._files(f"{bucket}/{name}")
             if f"{name}/{file.path}".startswith(prefix)
         ]
+
+    def _files(self, repo: str) -> tuple[HubFile, ...]:
+        markers = (_MARKER,) if self._mirror.faults.folder_markers else ()
+        return (*markers, *self._mirror.commit(repo).files)
 
     def _find(self, request: web.Request) -> _Object:
         key = unquote(request.match_info["key"])

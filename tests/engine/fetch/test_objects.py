@@ -148,6 +148,17 @@ def test_a_revision_is_the_commit_that_lies_there(bring, fetch, store: Store, mi
     assert commit in fetch.message["message"]
 
 
+def test_the_empty_object_that_stands_for_the_folder_is_no_file(
+    bring, fetch, mirror, served: Served
+) -> None:
+    assert bring() == 0
+    commit = fetch.message["commit"]
+    mirror.faults(Faults(folder_markers=True))
+    assert bring() == 0
+    assert fetch.message["commit"] == commit
+    assert fetch.installed == served("org/tiny")
+
+
 # ---- credentials --------------------------------------------------------------------------------
 
 
