@@ -44,13 +44,14 @@ def read_members(read: ReadRange, size: int, name: str) -> list[Member]:
     ranges = _Ranges(read, size)
     try:
         with tarfile.open(fileobj=ranges, mode="r:", tarinfo=_Header) as tar:  # type: ignore[call-overload]
-            members = list(_files(tar, size, name))
+            # Of a path that stands there twice (`tar -r`) the last is the file, as for `tar -x`.
+            members = {member.path: member for member in _files(tar, size, name)}
             ranges.seek(tar.offset)
             if ranges.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("no end after its last member")  # tarfile lets that pass
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise Corrupt(f"{name} must be a whole tar archive, got one that is not: {error}") from None
-    return _without_outer_folder(members)
+    return _without_outer_folder(list(members.values()))
 
 
 def _files(tar: tarfile.TarFile, size: int, name: str) -> Iterator[Member]:

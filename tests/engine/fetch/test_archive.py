@@ -59,6 +59,17 @@ def test_long_names_are_read() -> None:
         assert set(found) == {"config.json", name}
 
 
+def test_of_a_path_that_was_added_twice_the_last_is_taken() -> None:
+    def add(tar: tarfile.TarFile) -> None:
+        put(tar, "model/config.json", b"old")
+        put(tar, "model/tokenizer.json", b"{}")
+        put(tar, "./model/config.json", b"newer")
+
+    members = members_of(packed(add))
+    assert sorted(member.path for member in members) == ["config.json", "tokenizer.json"]
+    assert contents_of(packed(add))["config.json"] == b"newer"
+
+
 def test_little_is_read_of_it() -> None:
     archive, read = packed(lambda tar: put(tar, "model.safetensors", bytes(10_000_000))), []
 
