@@ -36,8 +36,7 @@ from quire_engine.fetch.store import Store, manifest_files, megabytes
 from quire_engine.fetch.transfer import Transfer
 from quire_engine.fetch.uri import ModelUri, parse_uri
 from quire_engine.models.config import parse_config
-from quire_engine.settings import termination_log
-from quire_engine.termination import report_fatal
+from quire_engine.termination import report_fatal, report_success
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +89,7 @@ def run(options: FetchOptions) -> int:
         seconds=round(time.monotonic() - started, 2),
         plan=manifest.plan,
     )
-    log = termination_log()
-    if log is not None:
-        log.write_bytes(msgspec.json.encode(done))
+    report_success(done)
     logger.info(
         "done commit=%s bytes=%d fetched=%d seconds=%.2f",
         done.commit, done.bytes_total, done.bytes_fetched, done.seconds,

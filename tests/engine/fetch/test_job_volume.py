@@ -164,6 +164,15 @@ def test_a_repair_with_nothing_to_mend_touches_nothing(fetch, mirror) -> None:
     assert not (fetch.volume / ".staging").exists()
 
 
+def test_a_message_that_cannot_be_written_spoils_no_fetch(
+    fetch, monkeypatch, served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TERMINATION_LOG", str(fetch.volume))
+    assert fetch() == 0
+    assert fetch.installed == served(REPO)
+    assert "no termination message" in caplog.text
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
