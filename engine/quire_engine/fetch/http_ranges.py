@@ -46,12 +46,38 @@ def new_client(options: SourceOptions) -> httpx2.AsyncClient:
         timeout=httpx2.Timeout(read, connect=min(CONNECT_SECONDS, read), pool=None),
         limits=httpx2.Limits(max_connections=options.connections),
         follow_redirects=True,  # the token stays with its own host
+        event_hooks={"response": [_check_redirect]},
     )
 
 
 def new_reader(options: SourceOptions) -> httpx2.Client:
     """A client for small reads in a row."""
-    return httpx2.Client(verify=tls_context(options), timeout=READ_SECONDS, follow_redirects=True)
+    return httpx2.Client(
+        verify=tls_context(options),
+        timeout=READ_SECONDS,
+        follow_redirects=True,
+        event_hooks={"response": [check_redirect]},
+    )
+
+
+async def _check_redirect(response: httpx2.Response) -> None:
+    check_redirect(response)
+
+
+def check_redirect(response: httpx2.Response) -> None:
+    """SourceUnreachable for a redirect out of TLS: whoever asked for https wants bytes that nobody
+    on the way could have changed, and a web server's have no digest that would tell."""
+    if not response.has_redirect_location or response.url.scheme != "https":
+        return
+    try:
+        target = response.url.join(response.headers["Location"])
+    except httpx2.InvalidURL:
+        return  # which the client says itself, in an error that its callers know
+    if target.scheme != "https":
+        raise SourceUnreachable(
+            f"{response.url.host} must lead to https addresses only, got a redirect to "
+            f"{target.scheme}://{target.host}; name an address that is served by https"
+        )
 
 
 def silence_seconds(options: SourceOptions) -> float:

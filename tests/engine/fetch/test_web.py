@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import trustme
 
 from quire_cluster.hub import Faults, RunningMirror, running_mirror
 from quire_engine.config import EngineConfig
 from quire_engine.fetch import PlanOptions, SourceOptions
+from quire_engine.fetch.errors import SourceUnreachable
 from quire_engine.fetch.headers import read_local
+from quire_engine.fetch.http_ranges import check_redirect
 from quire_engine.fetch.plan_command import find
 
 Served = Callable[[str], dict[str, bytes]]
@@ -177,6 +180,49 @@ def test_a_server_without_versions_is_refused(bring, fetch, server) -> None:
     server.faults(Faults(web_omits=("ETag", "Last-Modified")))
     assert bring() == 10
     assert "ETag" in fetch.message["message"]
+
+
+@pytest.fixture
+def leaving_tls(authority: trustme.CA, repositories: Path, mirror) -> Iterator[RunningMirror]:
+    """A hub that is asked by https and sends its visitors on to plain http."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with running_mirror(repositories, tls=context) as hub:
+        hub.faults(Faults(redirect=True, redirect_to=mirror.url))
+        yield hub
+
+
+def test_a_redirect_out_of_tls_is_not_followed(fetch, mirror, leaving_tls, pem: str) -> None:
+    source = {"endpoint": leaving_tls.url, "ca_pem": pem}
+    assert fetch(source=source) == 10
+    assert fetch.message["reason"] == "SourceUnreachable"
+    assert "redirect to http://127.0.0.1" in fetch.message["message"]
+    assert "signature" not in fetch.message["message"]
+    with pytest.raises(SourceUnreachable, match="redirect to http://"):
+        find(PlanOptions("hf://org/tiny", EngineConfig(model="m"), source=SourceOptions(**source)))
+    assert mirror.downloads() == ()
+
+
+@pytest.mark.parametrize("location", ["http://other/x", "HTTP://server/x", "http:/x"])
+def test_addresses_out_of_tls(location: str) -> None:
+    with pytest.raises(SourceUnreachable, match="https"):
+        check_redirect(redirect(location))
+
+
+@pytest.mark.parametrize("location", ["/x", "//other/x", "https://other/x", "https://[::1"])
+def test_addresses_within_tls_or_none(location: str) -> None:
+    check_redirect(redirect(location))
+
+
+def redirect(location: str) -> httpx2.Response:
+    asked = httpx2.Request("GET", "https://server/model.tar")
+    return httpx2.Response(302, headers={"Location": location}, request=asked)
+
+
+def test_a_redirect_within_tls_is_followed(fetch, leaving_tls, pem: str, served: Served) -> None:
+    leaving_tls.faults(Faults(redirect=True))
+    assert fetch(source={"endpoint": leaving_tls.url, "ca_pem": pem}) == 0
+    assert fetch.installed == served("org/tiny")
 
 
 def test_a_date_will_do_for_a_version(bring, server) -> None:
