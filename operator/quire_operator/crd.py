@@ -1,4 +1,4 @@
-"""Writes the CustomResourceDefinition from `api.py`'s types: `python -m quire_operator.crd`.
+"""Writes the CustomResourceDefinition from `api/`'s types: `python -m quire_operator.crd`.
 
 The schema is structural (no references, no unions but int-or-string), every field described,
 defaults set where the types have them, those of optional objects written out.
@@ -16,11 +16,12 @@ import yaml
 from msgspec import inspect
 
 from quire_operator import api
+from quire_operator.api.parts import validations
 
 MAX_BYTES = 256 * 1024
 """Above it `kubectl apply` (client side) cannot keep the object in its annotation."""
 
-HEADER = "# Written by `python -m quire_operator.crd` from operator/quire_operator/api.py.\n"
+HEADER = "# Written by `python -m quire_operator.crd` from operator/quire_operator/api/.\n"
 FILE_NAME = f"{api.GROUP}_{api.PLURAL}.yaml"
 FOLDERS = ("crds", "charts/quire/files")
 """Below the repository's root. A chart can only read files of its own folder."""
@@ -105,22 +106,12 @@ def _root() -> Schema:
             "status": schema_of(inspect.type_info(api.Status), defaults=False)
             | {"description": _doc(api.Status)},
         },
-        "x-kubernetes-validations": _validations((rule,)),
+        "x-kubernetes-validations": validations((rule,)),
     }
 
 
 def _doc(struct: type) -> str:
     return (struct.__doc__ or "").strip()
-
-
-def _validations(rules: tuple[api.Rule, ...]) -> list[dict[str, str]]:
-    validations = []
-    for rule in rules:
-        entry = {"rule": rule.rule, "message": rule.message}
-        if rule.message_expression:
-            entry["messageExpression"] = rule.message_expression
-        validations.append(entry)
-    return validations
 
 
 def schema_of(node: inspect.Type, *, defaults: bool = True) -> Schema:
@@ -147,7 +138,7 @@ def _struct(node: inspect.StructType, defaults: bool) -> Schema:
     schema["properties"] = {f.encode_name: _field(f, defaults) for f in node.fields}
     rules: tuple[api.Rule, ...] = node.cls.rules  # type: ignore[attr-defined]
     if rules:
-        schema["x-kubernetes-validations"] = _validations(rules)
+        schema["x-kubernetes-validations"] = validations(rules)
     return schema
 
 

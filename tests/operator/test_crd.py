@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from quire_operator import api, crd
+from quire_operator.api.model import URI_RULE
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,6 +139,6 @@ def test_a_type_without_a_structural_schema_is_refused() -> None:
 )
 def test_uris_that_the_definition_takes(uri: str, taken: bool) -> None:
     """CEL's `matches` is RE2, of which these patterns use what Python has too."""
-    patterns = re.findall(r"self\.matches\('([^']+)'\)", api._URI_RULE)
-    assert len(patterns) == api._URI_RULE.count("matches")
+    patterns = re.findall(r"self\.matches\('([^']+)'\)", URI_RULE.rule)
+    assert len(patterns) == URI_RULE.rule.count("matches")
     assert any(re.search(pattern, uri) for pattern in patterns) is taken
