@@ -10,7 +10,7 @@ from quire_operator.kinds import SERVICE_KIND, Kind, Manifest
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
 from quire_operator.readings import Readings
-from quire_operator.scaling import PodLoad
+from quire_operator.scaling import Observation, PodLoad
 from quire_operator.scaling_histogram import Histogram
 from quire_operator.scaling_loop import ScalingLoop
 from quire_operator.scraper import Missing, PodMetrics
@@ -45,6 +45,19 @@ def spec(**scaling: object) -> api.Spec:
     return api.decode_spec(
         {"model": {"uri": "hf://org/model"}, "scaling": {"mode": "builtin", **scaling}}
     )
+
+
+def loads(ready: int, waiting: float = 0, running: float = 0, kv: float = 0) -> tuple[PodLoad, ...]:
+    """`ready` pods that share `waiting` and `running` evenly, each with `kv` of its cache used."""
+    return (PodLoad(waiting / ready, running / ready, kv),) * ready
+
+
+def seen(replicas: int, **changes: object) -> Observation:
+    """A service all of whose pods are ready and idle, unless told otherwise."""
+    base = Observation(
+        now=10_000.0, replicas=replicas, ready=replicas, loads=loads(replicas) if replicas else ()
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The fetch's bookkeeping: attempts, delays, repairs. The whole way is in test_reconcile.py."""
+"""The fetch's bookkeeping: attempts, delays, repairs. The whole way: test_reconcile_cache.py."""
 
 import pytest
 

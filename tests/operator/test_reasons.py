@@ -45,7 +45,7 @@ NOT_PROVOKED = {
     "SourceUnreachable": "the fetch itself tries for a minute before, told as Fetching",
     "Stalled": "60 s of silence by definition; tests/engine/fetch shortens them",
 }
-"""Why no end-to-end test does; what the rule finds is tested in test_conditions.py."""
+"""Why no end-to-end test does; what the rules find: test_conditions.py, test_pod_conditions.py."""
 
 
 def provoked() -> set[str]:
