@@ -184,7 +184,7 @@ def _failed(seen: Observation, step: FitState, job: JobView, pod: PodView | None
 
 
 def _told(job: JobView, pod: PodView | None) -> Words:
-    reason, message = _explain(job, pod)
+    reason, message = explain(job, pod)
     tries = f"{job.attempt} attempt{'s' if job.attempt > 1 else ''} so far, trying again"
     return reason, f"{message} ({tries})"
 
@@ -232,7 +232,8 @@ def _answer(fetched: FetchState, request: Request, pod: PodView | None) -> PlanS
     )
 
 
-def _explain(job: JobView, pod: PodView | None) -> Words:
+def explain(job: JobView, pod: PodView | None) -> Words:
+    """Why a plan's Job failed, from its pod if there still is one."""
     ended = pod.main.exited if pod is not None and pod.main is not None else None
     if ended is None:
         why = pod.phase_message if pod is not None else job.failure

@@ -103,7 +103,7 @@ class Load(_Part, frozen=True):
 
 
 class Pod(_Part, frozen=True):
-    """A pod that serves, or fetches."""
+    """A pod that serves, fetches, or asks for the memory plan."""
 
     name: str
     revision: str | None
@@ -112,8 +112,8 @@ class Pod(_Part, frozen=True):
     state: Annotated[
         str,
         Meta(
-            description="One word: Ready, Loading, Fetching, Draining, Unschedulable, or what the "
-            "kubelet says (CrashLoopBackOff, ImagePullBackOff, Evicted...)."
+            description="One word: Ready, Loading, Fetching, Planning, Draining, Unschedulable, or "
+            "what the kubelet says (CrashLoopBackOff, ImagePullBackOff, Evicted...)."
         ),
     ]
     ready: bool
@@ -130,6 +130,26 @@ class Pod(_Part, frozen=True):
     load_missing: Annotated[
         str | None, Meta(description="Why there is no load: completes the sentence `pod x ...`.")
     ]
+
+
+class PlanJob(_Part, frozen=True):
+    """The Job that asks the engine what the model needs, while there is one."""
+
+    job: str
+    attempt: int
+    created: str
+    state: Annotated[str, Meta(description="Running, Succeeded or Failed.")]
+    pod: Pod | None
+
+
+class FailedPlan(_Part, frozen=True):
+    """The last attempt to have the plan made that failed, while there is no plan."""
+
+    failures: Annotated[int, Meta(description="In a row.")]
+    reason: str
+    message: str
+    time: Annotated[str | None, Meta(description="When it ended; null: not told yet.")]
+    next: Annotated[str | None, Meta(description="When the next attempt begins; null: it runs.")]
 
 
 class Fetch(_Part, frozen=True):
@@ -220,6 +240,8 @@ class Document(_Part, frozen=True):
     model: Model
     claim: Annotated[Claim | None, Meta(description="null: the model lies on none of ours")]
     plan: Plan | None
+    plan_job: PlanJob | None
+    failed_plan: FailedPlan | None
     fetch: Fetch | None
     failed_fetch: FailedFetch | None
     revisions: Annotated[list[Revision], Meta(description="The wanted one first.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quire_operator import names
 from quire_operator.console import words
 from quire_operator.pod_rules import exit_words
 from quire_operator.views import ContainerView, Exit, PodView
@@ -19,8 +20,13 @@ def state(pod: PodView) -> str:
         return _container_state(pod.init, "Fetching") or pod.phase
     if pod.ready and pod.job is None:
         return "Ready"
-    running = "Fetching" if pod.job else "Loading"
-    return (_container_state(pod.main, running) if pod.main else None) or pod.phase
+    return (_container_state(pod.main, _doing(pod.main)) if pod.main else None) or pod.phase
+
+
+def _doing(container: ContainerView) -> str:
+    """Of one that runs, by its name."""
+    of_job = {names.FETCH_CONTAINER: "Fetching", names.PLAN_CONTAINER: "Planning"}
+    return of_job.get(container.name, "Loading")
 
 
 def _container_state(container: ContainerView, running: str) -> str | None:

@@ -59,6 +59,9 @@ class Seen:
     claim: ClaimView | None = None
     jobs: tuple[JobView, ...] = ()
     fetch_pods: tuple[PodView, ...] = ()
+    plan_jobs: tuple[JobView, ...] = ()
+    """By attempt."""
+    plan_pods: tuple[PodView, ...] = ()
     events: tuple[EventView, ...] = ()
     answers: dict[str, PodMetrics | Missing] = field(default_factory=dict)
     """By pod: what its /metrics says."""
@@ -105,15 +108,20 @@ async def read(reader: Reader, key: Key, now: float, place: str) -> Seen:
     """Everything of the service. Raises ConsoleError when there is nothing to show."""
     service = await _service(reader, key, place)
     parts = _Parts()
-    mine = ",".join(f"{k}={v}" for k, v in names.selector_labels(key.name).items())
-    deployments, pods, claim, jobs, events = await asyncio.gather(
+    # Whatever is the service's: its plans' pods lack our app's label, as they are no endpoints.
+    mine = f"{names.LABEL_SERVICE}={key.name}"
+    deployments, pods, claim, jobs, asked, events = await asyncio.gather(
         parts.have("revisions", _list(reader, DEPLOYMENT, key, mine, DeploymentView), []),
         parts.have("pods", _list(reader, POD, key, mine, PodView), []),
         parts.have("claim", _claim(reader, key, service.spec), None),
         parts.have("fetch", _jobs(reader, key, service.spec), []),
+        parts.have("plan", _list(reader, JOB, key, mine, JobView), []),
         parts.have("events", _events(reader, key), []),
     )
-    serving = [pod for pod in pods if pod.job is None]
+    serving = [pod for pod in pods if pod.revision is not None and pod.job is None]
+    plan_jobs = _plans(asked, service)
+    planned = {job.meta.name for job in plan_jobs}
+    plan_pods = [pod for pod in pods if pod.job in planned]
     job_pods = await parts.have("fetch pods", _job_pods(reader, key, jobs), [])
     answers, progress = await asyncio.gather(
         _answers(reader, parts, serving), _progress(reader, job_pods)
@@ -127,7 +135,11 @@ async def read(reader: Reader, key: Key, now: float, place: str) -> Seen:
         claim=claim,
         jobs=tuple(jobs),
         fetch_pods=tuple(job_pods),
-        events=tuple(_about(events, service, [*serving, *job_pods, *jobs, *deployments, claim])),
+        plan_jobs=tuple(plan_jobs),
+        plan_pods=tuple(plan_pods),
+        events=tuple(
+            _about(events, service, [*pods, *job_pods, *jobs, *asked, *deployments, claim])
+        ),
         answers=answers,
         progress=progress,
         unseen=tuple(parts.unseen),
@@ -179,6 +191,12 @@ async def _jobs(reader: Reader, key: Key, spec: api.Spec | None) -> list[JobView
     stem = names.fetch_stem(name, content_of(spec))
     jobs = await _list(reader, JOB, key, f"{names.LABEL_CLAIM}={stem}", JobView)
     return sorted(jobs, key=lambda job: job.attempt)
+
+
+def _plans(jobs: list[JobView], service: ServiceView) -> list[JobView]:
+    """Those that ask for the memory plan; fetches are of a claim, whoever asked for them."""
+    ours = [job for job in jobs if job.plan is not None and service.meta.uid in job.meta.owners]
+    return sorted(ours, key=lambda job: (job.meta.created, job.attempt))
 
 
 async def _job_pods(reader: Reader, key: Key, jobs: list[JobView]) -> list[PodView]:

@@ -20,7 +20,14 @@ from quire_operator.console import words
 NARROW = 100
 """Columns."""
 GOOD, BAD, BUSY, DIM, HEAD = "green", "red", "yellow", "dim", "bold"
-_BUSY_STATES = ("Fetching", "Loading", "Draining", "ContainerCreating", "PodInitializing")
+_BUSY_STATES = (
+    "Fetching",
+    "Planning",
+    "Loading",
+    "Draining",
+    "ContainerCreating",
+    "PodInitializing",
+)
 
 
 def screen(story: doc.Document, width: int) -> RenderableType:
@@ -50,7 +57,8 @@ def _section(part: RenderableType, has_something: bool = True) -> list[Renderabl
 def _headline(story: doc.Document, now: float) -> RenderableType:
     ready = story.ready
     style = {"True": GOOD, "False": BAD}.get(ready.status, BUSY)
-    if story.fetch and story.fetch.state == "Running" and ready.status == "False":
+    jobs = (story.plan_job, story.fetch)
+    if ready.status == "False" and any(job and job.state == "Running" for job in jobs):
         style = BUSY
     verdict = {"True": "Ready", "False": "not ready"}.get(ready.status, "not known")
     if ready.reason and ready.reason != verdict:
@@ -105,11 +113,23 @@ def _fact_rows(story: doc.Document, now: float) -> Iterator[tuple[str, Text]]:
             "" if story.fetch is not None else "Fetch",
             _foreign(_failed_fetch(story, story.failed_fetch, now)),
         )
-    if story.plan is not None:
-        yield "Plan", _foreign(_plan(story.plan))
+    yield from _plan_rows(story, now)
     yield "Replicas", _foreign(_replicas(story.replicas))
     if story.scaling is not None:
         yield "Scaling", _foreign(_scaling(story.scaling))
+
+
+def _plan_rows(story: doc.Document, now: float) -> Iterator[tuple[str, Text]]:
+    """One has been made, is asked for, or could not be had: what there is, under one heading."""
+    said = [
+        _plan(story.plan) if story.plan is not None else None,
+        _plan_job(story.plan_job, now) if story.plan_job is not None else None,
+        _failed_plan(story.failed_plan, now) if story.failed_plan is not None else None,
+    ]
+    heading = "Plan"
+    for words_ in filter(None, said):
+        yield heading, _foreign(words_)
+        heading = ""
 
 
 def _model(model: doc.Model) -> str:
@@ -148,20 +168,45 @@ def _fetch(fetch: doc.Fetch, now: float) -> str:
     doing = f"{fetch.phase} for {age}" if fetch.phase else f"{fetch.state.lower()}, made {age} ago"
     said = f"job {fetch.job}, attempt {fetch.attempt}, {doing}"
     said += f"; {fetch.note}" if fetch.note else ""
-    if fetch.pod is None:
-        return f"{said}; it has no pod"
-    node = f" on {fetch.pod.node}" if fetch.pod.node else ""
-    trouble = f": {fetch.pod.trouble}" if fetch.pod.trouble else ""
-    return f"{said}; pod {fetch.pod.name} {fetch.pod.state}{node}{trouble}"
+    return f"{said}; {_job_pod(fetch.pod)}"
+
+
+def _job_pod(pod: doc.Pod | None, *, why: bool = True) -> str:
+    """`why`: with what troubles it, unless that is told elsewhere."""
+    if pod is None:
+        return "it has no pod"
+    node = f" on {pod.node}" if pod.node else ""
+    trouble = f": {pod.trouble}" if pod.trouble and why else ""
+    return f"pod {pod.name} {pod.state}{node}{trouble}"
 
 
 def _failed_fetch(story: doc.Document, failed: doc.FailedFetch, now: float) -> str:
-    times = "once" if failed.failures == 1 else f"{failed.failures} times"
-    wait = words.epoch(failed.next) - now
-    due = "the next attempt is due" if wait <= 0 else f"the next attempt in {words.age(wait)}"
-    then = "" if story.fetch is not None else f"; {due}"
+    then = "" if story.fetch is not None else f"; {_due(failed.next, now)}"
     ago = words.since(failed.time, now)
-    return f"failed {times}, last {ago} ago: {failed.reason}: {failed.message}{then}"
+    return (
+        f"failed {_times(failed.failures)}, last {ago} ago: {failed.reason}: {failed.message}{then}"
+    )
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _due(next_: str, now: float) -> str:
+    wait = words.epoch(next_) - now
+    return "the next attempt is due" if wait <= 0 else f"the next attempt in {words.age(wait)}"
+
+
+def _plan_job(plan: doc.PlanJob, now: float) -> str:
+    age = words.since(plan.created, now)
+    said = f"job {plan.job}, attempt {plan.attempt}, {plan.state.lower()}, made {age} ago"
+    return f"{said}; {_job_pod(plan.pod, why=plan.state != 'Failed')}"
+
+
+def _failed_plan(failed: doc.FailedPlan, now: float) -> str:
+    last = f", last {words.since(failed.time, now)} ago" if failed.time else ""
+    then = f"; {_due(failed.next, now)}" if failed.next else ""
+    return f"failed {_times(failed.failures)}{last}: {failed.reason}: {failed.message}{then}"
 
 
 def _plan(plan: doc.Plan) -> str:

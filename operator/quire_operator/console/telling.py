@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from quire_operator import api, fetch, names
+from quire_operator import api, fetch, fit, names
 from quire_operator.console import document as doc
 from quire_operator.console import pod_words
 from quire_operator.console.reading import Seen, content_of
@@ -43,6 +43,8 @@ def document(seen: Seen) -> doc.Document:
         model=_model(seen),
         claim=_claim(seen),
         plan=_plan(status.plan),
+        plan_job=_plan_job(seen),
+        failed_plan=_failed_plan(seen),
         fetch=_fetch(seen),
         failed_fetch=_failed_fetch(seen),
         revisions=[_revision(view, status.revision) for view in _sorted_revisions(seen)],
@@ -124,6 +126,47 @@ def _plan(plan: api.PlanStatus | None) -> doc.Plan | None:
     said = msgspec.to_builtins(plan)
     known = [field.encode_name for field in msgspec.structs.fields(doc.Plan)]
     return msgspec.convert({name: said.get(name) for name in known}, doc.Plan)
+
+
+def _plan_job(seen: Seen) -> doc.PlanJob | None:
+    if not seen.plan_jobs:
+        return None
+    job = seen.plan_jobs[-1]
+    pod = _plan_pod(seen, job)
+    return doc.PlanJob(
+        job=job.meta.name,
+        attempt=job.attempt,
+        created=timestamp(job.meta.created),
+        state=_job_state(job),
+        pod=_pod(seen, pod) if pod is not None else None,
+    )
+
+
+def _plan_pod(seen: Seen, job: JobView) -> PodView | None:
+    return next((pod for pod in reversed(seen.plan_pods) if pod.job == job.meta.name), None)
+
+
+def _failed_plan(seen: Seen) -> doc.FailedPlan | None:
+    """As the operator tells it: the Job that failed stays until a later one has said something."""
+    last = seen.plan_jobs[-1] if seen.plan_jobs else None
+    failed = [job for job in seen.plan_jobs if job.failed and last and job.plan == last.plan]
+    if not failed:
+        return None
+    job = failed[-1]
+    reason, message = fit.explain(job, _plan_pod(seen, job))
+    if reason == fit.DOES_NOT_FIT:
+        return None  # an answer, on its way into status
+    ended = job.finished
+    due = None
+    if ended is not None and job is last:
+        due = ended + fetch.retry_seconds(job.attempt)
+    return doc.FailedPlan(
+        failures=job.attempt,
+        reason=reason,
+        message=message,
+        time=timestamp(ended) if ended is not None else None,
+        next=timestamp(due) if due is not None else None,
+    )
 
 
 def _fetch(seen: Seen) -> doc.Fetch | None:

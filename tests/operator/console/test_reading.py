@@ -73,6 +73,64 @@ async def test_a_fetch_that_runs(rig: Rig, cluster: ConsoleCluster, chat: Key, l
     assert told.pods == []
 
 
+async def test_a_plan_that_is_asked_for(rig: Rig, cluster: ConsoleCluster, look: Look) -> None:
+    cluster.plans = None
+    cluster.put(service_manifest(replicas=1))
+    await rig.settle()
+    told = await look()
+    assert told.ready.reason == "Planning"
+    assert told.plan_job is not None
+    assert (told.plan_job.attempt, told.plan_job.state) == (1, "Running")
+    assert told.plan_job.pod is None
+    cluster.run_jobs()
+    await rig.settle()
+    told = await look()
+    assert told.plan_job is not None
+    assert told.plan_job.pod is not None
+    assert told.plan_job.pod.state == "Planning"
+    assert (told.failed_plan, told.fetch, told.pods) == (None, None, [])
+
+
+async def test_a_plan_that_failed_and_is_asked_for_again(
+    rig: Rig, cluster: ConsoleCluster, chat: Key, look: Look
+) -> None:
+    cluster.plans = None
+    cluster.put(service_manifest(replicas=1))
+    await rig.settle()
+    cluster.run_jobs({"reason": "BadConfig", "message": "No such option: --frob"})
+    await rig.settle()
+    told = await look()
+    assert told.plan_job is not None
+    assert (told.plan_job.attempt, told.plan_job.state) == (1, "Failed")
+    failed = told.failed_plan
+    assert failed is not None
+    assert (failed.failures, failed.reason) == (1, "BadConfig")
+    assert failed.message == "No such option: --frob"
+    assert (failed.next or "") > (failed.time or "")
+    assert failed.message in told.ready.message, "the operator tells the same"
+    cluster.now += 3
+    await rig.wake(chat)
+    told = await look()
+    assert told.plan_job is not None
+    assert (told.plan_job.attempt, told.plan_job.state) == (2, "Running")
+    assert told.failed_plan is not None
+    assert (told.failed_plan.failures, told.failed_plan.next) == (1, None)
+
+
+async def test_events_of_a_plans_pod_are_the_services(
+    rig: Rig, cluster: ConsoleCluster, look: Look
+) -> None:
+    cluster.plans = None
+    cluster.put(service_manifest(replicas=1))
+    await rig.settle()
+    cluster.run_jobs()
+    await rig.settle()
+    [pod] = cluster.all(POD)
+    cluster.now += 1
+    cluster.tell(pod, "Warning", "FailedCreatePodSandBox", "no such runtime")
+    assert (await look()).events[0].reason == "FailedCreatePodSandBox"
+
+
 async def test_a_fetch_of_another_service_that_shares_the_claim(
     rig: Rig, cluster: ConsoleCluster, look: Look
 ) -> None:
@@ -151,27 +209,27 @@ async def test_events_are_the_services_and_its_childrens_warnings(
 
 
 @pytest.mark.parametrize(
-    ("resource", "part"),
+    ("resource", "parts"),
     [
-        ("pods", "pods"),
-        ("deployments", "revisions"),
-        ("persistentvolumeclaims", "claim"),
-        ("jobs", "fetch"),
-        ("events", "events"),
-        ("pods/proxy", "load"),
+        ("pods", ["pods"]),
+        ("deployments", ["revisions"]),
+        ("persistentvolumeclaims", ["claim"]),
+        ("jobs", ["fetch", "plan"]),
+        ("events", ["events"]),
+        ("pods/proxy", ["load"]),
     ],
 )
 async def test_what_is_forbidden_is_said_and_the_rest_is_shown(
-    ready: ConsoleCluster, look: Look, resource: str, part: str
+    ready: ConsoleCluster, look: Look, resource: str, parts: list[str]
 ) -> None:
     ready.forbidden = {resource}
     told = await look()
-    assert [unseen.part for unseen in told.unseen] == [part]
+    assert [unseen.part for unseen in told.unseen] == parts
     assert "kim" in told.unseen[0].why
     assert told.ready.reason == "Ready"
     assert told.replicas.ready == 1, "status has the number, whatever else is forbidden"
     assert told.claim is not None
-    assert told.claim.phase == ("Unknown" if part == "claim" else "Bound")
+    assert told.claim.phase == ("Unknown" if "claim" in parts else "Bound")
 
 
 async def test_a_part_that_cannot_be_had_is_said_too(ready: ConsoleCluster, look: Look) -> None:
