@@ -99,7 +99,12 @@ def serve(
     ] = None,
     max_num_queued_reqs: Annotated[int, typer.Option(help="Waiting sequences, then 429.")] = 1024,
     shutdown_timeout: Annotated[float, typer.Option(help="Seconds to finish on SIGTERM.")] = 120.0,
-    health_timeout: Annotated[float, typer.Option(help="Seconds of standstill, then 503.")] = 60.0,
+    health_timeout: Annotated[
+        float, typer.Option(help="Seconds of standstill, then /health answers 503.")
+    ] = 60.0,
+    ready_timeout: Annotated[
+        float, typer.Option(help="Seconds of standstill, then /ready answers 503.")
+    ] = 8.0,
     max_body_bytes: Annotated[int, typer.Option(help="Longest request body.")] = 4 * 1024 * 1024,
     max_header_bytes: Annotated[int, typer.Option(help="Longest request head.")] = 64 * 1024,
     enable_log_requests: Annotated[bool, typer.Option(help="A log line each.")] = False,
@@ -133,6 +138,7 @@ def serve(
         max_num_queued_reqs=max_num_queued_reqs,
         shutdown_timeout=shutdown_timeout,
         health_timeout=health_timeout,
+        ready_timeout=ready_timeout,
         max_body_bytes=max_body_bytes,
         max_header_bytes=max_header_bytes,
         log_requests=enable_log_requests,

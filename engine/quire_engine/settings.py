@@ -40,7 +40,13 @@ class ServerSettings:
 
     health_timeout: float = 60.0
     """Seconds that the core's progress counter may stand still with work pending before /health
-    fails. It moves with every layer: one layer of the largest chunk takes well under a second."""
+    fails, and the kubelet ends the process. It moves with every layer; while the model loads, with
+    every tensor, and five times as long is granted."""
+
+    ready_timeout: float = 8.0
+    """Seconds of such a standstill before /ready fails: requests go to other pods and the operator
+    says why, within 15 s of the cause; nothing is ended. It must be longer than the longest single
+    kernel call; tests/bench/bench_standstill.py measures those."""
 
     max_body_bytes: int = 4 * 1024 * 1024
     """Longest request body. 4 MiB is a million tokens of English."""
@@ -69,6 +75,7 @@ class ServerSettings:
             ("max_num_queued_reqs", 0),
             ("shutdown_timeout", 0),
             ("health_timeout", 1),
+            ("ready_timeout", 1),
             ("max_body_bytes", 1024),
             ("max_header_bytes", 1024),
         ):

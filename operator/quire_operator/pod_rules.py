@@ -160,7 +160,7 @@ def _does_not_answer(case: Case, subject: Subject) -> str | None:
     if answer.reason == "NoAnswer":
         return f"the engine runs and does not answer: {answer.message}; the kubelet will restart it"
     if answer.reason == "Stalled":
-        return f"the engine stands still: {answer.message}; the kubelet will restart it"
+        return f"the engine stands still: {answer.message}; the kubelet restarts it if that lasts"
     return None
 
 

@@ -5,6 +5,9 @@ seconds. One long prefill moves the counter with every layer; an idle core has n
 While the model loads, the counter moves with every tensor, but not inside an import or a kernel's
 compilation: there LOAD_FACTOR times as long is granted, for killing a slow start begins a slower
 one.
+
+/health ends a process, so its limit is long; /ready only sends requests elsewhere and tells people,
+so a core that serves has a shorter one there (`stands_still`).
 """
 
 from dataclasses import dataclass
@@ -21,6 +24,20 @@ class HealthReport:
     healthy: bool
     reason: str  # CamelCase
     stalled_seconds: float = 0.0
+    is_loading: bool = False
+
+    def stands_still(self, limit: float) -> bool:
+        """Whether requests had better go elsewhere: it is not healthy, or serves and has not moved
+        for `limit` seconds."""
+        return not self.healthy or (not self.is_loading and self.stalled_seconds > limit)
+
+    @property
+    def standstill(self) -> str:
+        """In words."""
+        seconds = f"{self.stalled_seconds:.0f} s"
+        if self.is_loading:
+            return f"nothing of the model has been loaded for {seconds}"
+        return f"no layer has run for {seconds} with work pending"
 
 
 class HealthMonitor:
@@ -46,7 +63,9 @@ class HealthMonitor:
         if not alive:
             return HealthReport(False, "CoreDied")
         if loading:
-            return self._judge(now - self._moved, self._timeout * LOAD_FACTOR, "Loading")
+            return self._judge(
+                now - self._moved, self._timeout * LOAD_FACTOR, "Loading", is_loading=True
+            )
         if pending_since is None and not progress.pending:
             return HealthReport(True, "Idle")
         # Beginning work moves the counter: what the core itself holds is as old as the last move.
@@ -56,7 +75,9 @@ class HealthMonitor:
             since = max(since, pending_since)
         return self._judge(now - since, self._timeout, "Working")
 
-    def _judge(self, stalled: float, limit: float, otherwise: str) -> HealthReport:
+    def _judge(
+        self, stalled: float, limit: float, otherwise: str, *, is_loading: bool = False
+    ) -> HealthReport:
         if stalled > limit:
-            return HealthReport(False, "Stalled", stalled)
-        return HealthReport(True, otherwise, stalled)
+            return HealthReport(False, "Stalled", stalled, is_loading)
+        return HealthReport(True, otherwise, stalled, is_loading)

@@ -56,12 +56,14 @@ class Probes:
         *,
         is_loaded: Callable[[], bool],
         health_timeout: float,
+        ready_timeout: float,
     ) -> None:
         self._core = core
         self._client = client
         self._drain = drain
         self._metrics = metrics
         self._is_loaded = is_loaded
+        self._ready_timeout = ready_timeout
         self._monitor = HealthMonitor(health_timeout, now=time.monotonic())
 
     async def health(self, request: Request) -> Response:
@@ -75,8 +77,8 @@ class Probes:
         return json_response(body, 200 if report.healthy else 503)
 
     async def ready(self, request: Request) -> Response:
-        """GET /ready: 200 from the warm-up forward on until the drain begins, but while the core
-        stands still."""
+        """GET /ready: 200 from the warm-up forward on until the drain begins, but not while the
+        core stands still with work pending."""
         body = self._readiness()
         return json_response(body, 200 if body.ready else 503)
 
@@ -86,9 +88,8 @@ class Probes:
         if self._drain.draining:
             return Readiness(ready=False, reason="Draining")
         report = self._check()
-        if not report.healthy:
-            words = f"no layer has run for {report.stalled_seconds:.0f} s with work pending"
-            return Readiness(ready=False, reason="Stalled", message=words)
+        if report.stands_still(self._ready_timeout):
+            return Readiness(ready=False, reason="Stalled", message=report.standstill)
         if not self._is_loaded():
             return Readiness(ready=False, reason="Loading")
         return Readiness(ready=True, reason="Ready")

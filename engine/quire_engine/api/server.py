@@ -165,6 +165,7 @@ class Server:
             self.metrics,
             is_loaded=lambda: self._model is not None,
             health_timeout=settings.health_timeout,
+            ready_timeout=settings.ready_timeout,
         )
         return _Uvicorn(
             uvicorn.Config(

@@ -120,6 +120,23 @@ def test_a_hung_core_turns_health_red_and_a_slow_one_does_not(launch_server: Any
     server.eventually(lambda: server.get("/health").json()["reason"] == "Idle")
 
 
+def test_a_core_that_stands_still_is_unready_long_before_it_is_unhealthy(
+    launch_server: Any,
+) -> None:
+    server = launch_server(ready_timeout=1, environment=SLOW)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, server, {**LONG, "max_tokens": 300})
+        server.eventually(lambda: server.get("/health").json()["reason"] == "Working")
+        core = server.core_pid()
+        os.kill(core, signal.SIGSTOP)
+        server.eventually(lambda: not server.is_ready())
+        assert server.get("/ready").json()["reason"] == "Stalled"
+        assert server.get("/health").status_code == 200, "nothing is to be ended yet"
+        os.kill(core, signal.SIGCONT)
+        server.eventually(server.is_ready)
+        assert answer.result().status_code == 200
+
+
 def test_a_full_queue_answers_429_and_takes_what_fits(launch_server: Any) -> None:
     """Two seats and a queue of three: five are taken at once, the sixth is not."""
     server = launch_server(environment=SLOW, max_num_seqs=2, max_num_queued_reqs=3)

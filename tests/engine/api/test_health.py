@@ -71,6 +71,27 @@ def test_it_recovers_when_the_core_moves_again() -> None:
     assert check(monitor, 6, 101, pending_since=0).healthy
 
 
+def test_ready_looks_elsewhere_before_health_ends_it() -> None:
+    monitor = HealthMonitor(60, now=0)
+    check(monitor, 5, 10, pending_since=10)
+    assert not check(monitor, 5, 18, pending_since=10).stands_still(8)
+    report = check(monitor, 5, 18.1, pending_since=10)
+    assert report.stands_still(8)
+    assert report.healthy
+    assert report.standstill == "no layer has run for 8 s with work pending"
+    assert not check(monitor, 6, 19, pending_since=10).stands_still(8)
+    assert not check(monitor, 6, 1000).stands_still(8), "an idle core stands still by right"
+
+
+def test_ready_is_as_patient_with_a_load_as_health() -> None:
+    monitor = HealthMonitor(60, now=0)
+    check(monitor, 0, 0, loading=True)
+    assert not check(monitor, 0, 60 * LOAD_FACTOR, loading=True).stands_still(8)
+    report = check(monitor, 0, 60 * LOAD_FACTOR + 1, loading=True)
+    assert report.stands_still(8)
+    assert report.standstill == "nothing of the model has been loaded for 301 s"
+
+
 def test_loading_is_given_longer_and_not_for_ever() -> None:
     monitor = HealthMonitor(60, now=0)
     assert check(monitor, 0, 0, loading=True).healthy
