@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from quire_operator import names, writer
 from quire_operator.observe import Observation
-from quire_operator.views import ClaimView, Exit, JobView, PodView
+from quire_operator.views import ClaimView, ContainerView, Exit, JobView, PodView
 
 MODEL_CORRUPT = 65
 MODEL_MISSING = 66
@@ -329,11 +329,26 @@ def explain(pod: PodView | None, job_failure: str | None) -> tuple[str, str]:
     report = report_of(ended.message)
     if report.reason:
         return report.reason, report.message or report.reason
-    if ended.reason == "OOMKilled":
-        limit = container.memory_limit if container else None
-        return "OOMKilled", f"the fetch was killed at its memory limit ({limit or 'the node'})"
+    if pod is not None and container is not None and (cut := cut_short("fetch", pod, container)):
+        return cut
     last = last_line(ended.message) or ended.reason
     return "FetchFailed", f"the fetch exited with {ended.code}: {last}"
+
+
+_SIGNALS = {137: "was killed", 143: "was told to end"}
+"""Exit codes of a container that somebody else ended: 128 and SIGKILL, or SIGTERM."""
+
+
+def cut_short(what: str, pod: PodView, container: ContainerView) -> tuple[str, str] | None:
+    """Reason and message of a fetch or a plan that ended not by itself; None for one that did."""
+    ended = container.last_end
+    if ended is not None and ended.reason == "OOMKilled":
+        limit = container.memory_limit or "the node"
+        return "OOMKilled", f"the {what} was killed at its memory limit ({limit})"
+    if ended is None or ended.code not in _SIGNALS:
+        return None
+    why = pod.phase_message or ("its pod was deleted" if pod.meta.deleting else "nobody says why")
+    return "Interrupted", f"the {what} {_SIGNALS[ended.code]}: {why}"
 
 
 def last_line(text: str) -> str:

@@ -241,6 +241,8 @@ def explain(job: JobView, pod: PodView | None) -> Words:
     report = fetch.report_of(ended.message)
     if report.reason:
         return report.reason, report.message or report.reason
+    if pod is not None and pod.main is not None and (cut := fetch.cut_short("plan", pod, pod.main)):
+        return cut
     last = fetch.last_line(ended.message) or ended.reason or "no message"
     return "PlanFailed", f"the plan exited with {ended.code}: {last}"
 

@@ -108,7 +108,8 @@ _FETCH = (
     Entry(
         "Interrupted",
         "fetch",
-        "The fetch's pod went without a word: deleted, evicted, or its node was lost.",
+        "Somebody ended the fetch or the plan: its pod was deleted, evicted or killed, or its node "
+        "was lost.",
         "Nothing: the next attempt goes on where this one ended. If it repeats, look at the node.",
         failed_as("Interrupted"),
     ),
@@ -212,7 +213,8 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         "OOMKilled",
         "container",
-        "The kernel killed the engine or the fetch at its memory limit, which the message names.",
+        "The kernel killed the engine, the fetch or the plan at its memory limit; the message has "
+        "the limit.",
         "Raise `resources.memory`, or lower `engine.maxModelLen` or `engine.maxNumSeqs`.",
         first(failed_as("OOMKilled"), pod_rules.oom_killed),
     ),

@@ -4,7 +4,7 @@ import pytest
 
 from quire_operator import conditions
 from quire_operator.case import MAX_MESSAGE, Problem, pair
-from quire_operator.kinds import CLAIM, DEPLOYMENT, JOB, POD
+from quire_operator.kinds import CLAIM, DEPLOYMENT, JOB, POD, Manifest
 from quire_operator.names import Key
 from quire_operator.testing import Rig, service_manifest
 from quire_operator.testing_cases import CHAT, EXIT, LOOP, case, engine_pod, ready, spoil, up
@@ -127,6 +127,38 @@ async def test_a_fetch_killed_without_a_word(rig: Rig) -> None:
     found = ready(case(rig))
     assert found[1] == "Interrupted"
     assert "BackoffLimitExceeded" in found[2]
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "words"),
+    [
+        ({"exitCode": 137, "reason": "Error"}, "Interrupted", "was killed: nobody says why"),
+        (
+            {"exitCode": 143, "reason": "Error", "message": "interrupted; the next run goes on"},
+            "Interrupted",
+            "was told to end: nobody says why",
+        ),
+        ({"exitCode": 137, "reason": "OOMKilled"}, "OOMKilled", "at its memory limit (512Mi)"),
+        ({"exitCode": 1, "message": "Traceback\nboom"}, "FetchFailed", "exited with 1: boom"),
+    ],
+)
+async def test_a_fetch_that_somebody_ended(
+    rig: Rig, end: Manifest, reason: str, words: str
+) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    await rig.settle()
+    [job] = rig.cluster.all(JOB)
+    rig.cluster.end_job(job, {"reason": "anything"})
+    [pod] = rig.cluster.all(POD)
+    ended = [{"name": "fetch", "state": {"terminated": end}}]
+    pod["status"] |= {"containerStatuses": ended, "phase": "Failed"}
+    rig.cluster.put(pod)
+    await rig.settle()
+    found = ready(case(rig))
+    assert found[1] == reason
+    assert words in found[2]
 
 
 async def test_an_empty_dir_is_filled_by_an_init_container(rig: Rig) -> None:

@@ -277,6 +277,25 @@ async def test_a_plan_whose_pod_died_without_a_word_is_asked_again(held: Rig, ch
     assert len(held.cluster.all(CLAIM)) == 1
 
 
+async def test_a_plan_that_somebody_killed_is_no_fault_of_its_flags(held: Rig, chat: Key) -> None:
+    held.cluster.put(service_manifest())
+    await held.settle()
+    held.cluster._job_pod(held.cluster.all(JOB)[0], {"reason": "anything"})
+    [pod] = held.cluster.all(POD)
+    for end, reason in (
+        ({"exitCode": 137, "reason": "Error"}, "Interrupted"),
+        ({"exitCode": 137, "reason": "OOMKilled"}, "OOMKilled"),
+    ):
+        pod["status"]["containerStatuses"] = [{"name": "plan", "state": {"terminated": end}}]
+        held.cluster.put(pod)
+        failed = {"type": "Failed", "status": "True"}
+        at = Key("default", jobs(held)[0])
+        held.cluster.set_status(JOB, at, {"conditions": [failed]})
+        await held.settle()
+        assert held.condition(chat).reason == reason
+        assert "the plan was killed" in held.condition(chat).message
+
+
 async def test_a_plan_that_somebody_deletes_is_asked_for_again(held: Rig, chat: Key) -> None:
     held.cluster.put(service_manifest())
     await held.settle()
