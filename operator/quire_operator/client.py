@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
@@ -25,11 +26,8 @@ METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v
 READ_TIMEOUT_SECONDS = 30.0
 
 
-class Api(Protocol):
-    """What the control plane asks of an API server: of `KubeClient`, or of `testing.FakeCluster`.
-
-    Every method raises errors of `errors.ApiError`'s tree, writing ones also NotLeader.
-    """
+class Reads(Protocol):
+    """What is asked of an API server by who changes nothing."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest: ...
 
@@ -42,6 +40,13 @@ class Api(Protocol):
         fields: str = "",
         metadata_only: bool = False,
     ) -> list[Manifest]: ...
+
+
+class Api(Reads, Protocol):
+    """What the control plane asks of an API server: of `KubeClient`, or of `testing.FakeCluster`.
+
+    Every method raises errors of `errors.ApiError`'s tree, writing ones also NotLeader.
+    """
 
     async def create(self, manifest: Manifest, manager: str) -> Manifest:
         """POST: the one write that is atomic about absence. Raises AlreadyExists."""
@@ -82,6 +87,21 @@ def _no_guard() -> None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One request, as `kubernetes.aio` is asked to send it."""
+
+    method: str
+    path: str
+    query: list[tuple[str, str]]
+    body: Manifest | None = None
+    content_type: str = "application/json"
+    accept: str = "application/json"
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
 class KubeClient:
     """`Api` over HTTP. `guard` is called before each write and raises NotLeader to stop it.
 
@@ -106,7 +126,7 @@ class KubeClient:
         return KubeClient(self._transport, self._write_seconds, guard, self._read_seconds)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
-        return await self._call("GET", kind.path(namespace, name))
+        return await self._call(_Request("GET", kind.path(namespace, name), []))
 
     async def list_objects(
         self,
@@ -118,12 +138,9 @@ class KubeClient:
         metadata_only: bool = False,
     ) -> list[Manifest]:
         query = [("labelSelector", labels), ("fieldSelector", fields)]
-        answer = await self._call(
-            "GET",
-            kind.path(namespace),
-            query=[pair for pair in query if pair[1]],
-            accept=METADATA_ONLY if metadata_only else "application/json",
-        )
+        accept = METADATA_ONLY if metadata_only else "application/json"
+        asked = [pair for pair in query if pair[1]]
+        answer = await self._call(_Request("GET", kind.path(namespace), asked, accept=accept))
         # A list says what it lists once, and leaves it out of each item.
         what = {"apiVersion": kind.api_version, "kind": kind.kind}
         return [{**what, **item} for item in answer.get("items") or []]
@@ -188,7 +205,7 @@ class KubeClient:
         """What a pod answers to a GET, by way of the API server (`pods/proxy`), for whoever has no
         route to pods. Raises ApiError, with the pod's own status too."""
         url = f"{POD.path(at.namespace, f'{at.name}:{port}', 'proxy')}{path}"
-        return await self._ask("GET", url, accept="*/*", timeout=seconds)
+        return await self._ask(_Request("GET", url, [], accept="*/*"), seconds)
 
     async def _write(
         self,
@@ -200,68 +217,33 @@ class KubeClient:
     ) -> Manifest:
         self._guard()
         return await self._call(
-            method,
-            path,
-            query=query,
-            body=body,
-            content_type=content_type,
-            timeout=self._write_seconds,
+            _Request(method, path, query, body, content_type), self._write_seconds
         )
 
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: list[tuple[str, str]] | None = None,
-        body: Manifest | None = None,
-        content_type: str = "application/json",
-        accept: str = "application/json",
-        timeout: float | None = None,
-    ) -> Manifest:
-        data = await self._ask(
-            method,
-            path,
-            query=query,
-            body=body,
-            content_type=content_type,
-            accept=accept,
-            timeout=timeout,
-        )
-        answer: Manifest = json.loads(data)
+    async def _call(self, request: _Request, seconds: float | None = None) -> Manifest:
+        answer: Manifest = json.loads(await self._ask(request, seconds))
         return answer
 
-    async def _ask(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: list[tuple[str, str]] | None = None,
-        body: Manifest | None = None,
-        content_type: str = "application/json",
-        accept: str = "application/json",
-        timeout: float | None = None,
-    ) -> bytes:
-        request = f"{method} {path}"
-        headers = {"Accept": accept, "Content-Type": content_type}
+    async def _ask(self, request: _Request, seconds: float | None) -> bytes:
+        headers = {"Accept": request.accept, "Content-Type": request.content_type}
         try:
             prepared = await self._transport.param_serialize(
-                method,
-                path,
-                query_params=query or [],
+                request.method,
+                request.path,
+                query_params=request.query,
                 header_params=headers,
-                body=body,
+                body=request.body,
                 auth_settings=["BearerToken"],
             )
             response = await self._transport.call_api(
                 *prepared,
-                _request_timeout=aiohttp.ClientTimeout(total=timeout or self._read_seconds),
+                _request_timeout=aiohttp.ClientTimeout(total=seconds or self._read_seconds),
             )
             data: bytes = await response.read()  # type: ignore[no-untyped-call]
         except (aiohttp.ClientError, OSError, TimeoutError) as e:
-            raise Unavailable(0, request, f"no answer from the API server: {e!r}") from e
+            raise Unavailable(0, str(request), f"no answer from the API server: {e!r}") from e
         if response.status >= 400:
-            raise _refusal(response.status, request, data)
+            raise _refusal(response.status, str(request), data)
         return data
 
 

@@ -16,7 +16,7 @@ from quire_operator.errors import ApiError, Denied, NotFound, Unavailable
 from quire_operator.kinds import BY_NAME, POD, Kind, Manifest
 from quire_operator.names import Key
 from quire_operator.testing import FakeCluster
-from quire_operator.values import timestamp
+from quire_operator.testing_endpoints import event_on
 
 Page = Callable[[], bytes]
 
@@ -57,11 +57,9 @@ class ConsoleCluster(FakeCluster):
         metadata_only: bool = False,
     ) -> list[Manifest]:
         self._allow("list", kind.plural, namespace)
-        found = await super().list_objects(kind, namespace, labels=labels)
-        wanted = [pair.partition("=") for pair in fields.split(",") if pair]
-        return [
-            body for body in found if all(_field(body, path) == value for path, _, value in wanted)
-        ]
+        return await super().list_objects(
+            kind, namespace, labels=labels, fields=fields, metadata_only=metadata_only
+        )
 
     async def page(self, at: Key, port: int, path: str, seconds: float) -> bytes:
         """As the API server passes it on."""
@@ -96,20 +94,8 @@ class ConsoleCluster(FakeCluster):
 
     def tell(self, about: Manifest, type_: str, reason: str, message: str, count: int = 1) -> None:
         """An Event of now on an object."""
-        meta, now = about["metadata"], timestamp(self.now)
-        involved = {"kind": about["kind"], "name": meta["name"], "uid": meta["uid"]}
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{meta['name']}.{reason}", "namespace": meta["namespace"]},
-            "involvedObject": involved,
-            "type": type_,
-            "reason": reason,
-            "message": message,
-            "count": count,
-            "lastTimestamp": now,
-        }
-        self.put(event, "kubelet")
+        event = event_on(about, reason, message, self.now, kind=type_)
+        self.put(event | {"count": count}, "kubelet")
 
     def _allow(self, verb: str, resource: str, namespace: str | None) -> None:
         if resource in self.broken:
@@ -137,13 +123,6 @@ def metrics_page(**values: float) -> bytes:
         le = bound.replace("_", ".")
         lines.append(f'vllm:time_to_first_token_seconds_bucket{{le="{le}"}} {count}')
     return "".join(f"{line}\n" for line in lines).encode()
-
-
-def _field(body: Manifest, path: str) -> str:
-    value: object = body
-    for part in path.split("."):
-        value = value.get(part, "") if isinstance(value, dict) else ""
-    return str(value)
 
 
 def serve(cluster: ConsoleCluster) -> web.Application:

@@ -77,7 +77,11 @@ def event_on(
         "apiVersion": EVENT.api_version,
         "kind": EVENT.kind,
         "metadata": {"namespace": metadata["namespace"], "name": name},
-        "involvedObject": {"kind": body["kind"], "uid": metadata["uid"]},
+        "involvedObject": {
+            "kind": body["kind"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        },
         "type": kind,
         "reason": reason,
         "message": message,

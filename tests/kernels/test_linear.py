@@ -9,6 +9,7 @@ from quire_kernels.library import available_isas
 
 SHAPES = [(1, 1, 1), (1, 960, 576), (2, 33, 5), (5, 16, 1), (7, 17, 100), (13, 100, 2500)]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+QUANTIZATIONS = [None, "int8"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -24,12 +25,14 @@ def test_equals_double_precision(
     torch.testing.assert_close(result.double(), expected, atol=bound, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "quantization"), [*((dtype, None) for dtype in DTYPES), (torch.bfloat16, "int8")]
+)
 def test_bitwise_the_same_at_any_number_of_rows_and_threads(
-    compiled: Backend, dtype: torch.dtype
+    compiled: Backend, dtype: torch.dtype, quantization: str | None
 ) -> None:
     x = torch.randn(140, 1100)
-    packed = compiled.pack_linear(torch.randn(83, 1100).to(dtype))
+    packed = compiled.pack_linear(torch.randn(83, 1100).to(dtype), quantization)
     compiled.set_num_threads(1)
     alone = torch.cat([compiled.linear(row, packed) for row in x.split(1)])
     for num_threads in (1, 3):
@@ -38,31 +41,33 @@ def test_bitwise_the_same_at_any_number_of_rows_and_threads(
             assert torch.equal(compiled.linear(x[:rows], packed), alone[:rows]), rows
 
 
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.skipif(not available_isas(), reason="no compiled variant")
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 90),
-    depth=st.integers(1, 130),
+    depth=st.integers(1, 200),
     data=st.data(),
 )
 def test_a_row_does_not_depend_on_its_neighbours(
-    rows: int, columns: int, depth: int, data: st.DataObject
+    quantization: str | None, rows: int, columns: int, depth: int, data: st.DataObject
 ) -> None:
     backend = cpp_backend(available_isas()[0])
-    packed = backend.pack_linear(torch.randn(columns, depth).bfloat16())
+    packed = backend.pack_linear(torch.randn(columns, depth).bfloat16(), quantization)
     x = torch.randn(rows, depth)
     begin = data.draw(st.integers(0, rows - 1))
     end = data.draw(st.integers(begin + 1, rows))
     assert torch.equal(backend.linear(x[begin:end], packed), backend.linear(x, packed)[begin:end])
 
 
-def test_all_instruction_sets_give_the_same_bits() -> None:
-    x, weight = torch.randn(9, 70), torch.randn(50, 70).bfloat16()
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_all_instruction_sets_give_the_same_bits(quantization: str | None) -> None:
+    x, weight = torch.randn(9, 170), torch.randn(50, 170).bfloat16()
     results = []
     for isa in available_isas():
         backend = cpp_backend(isa)
-        results.append(backend.linear(x, backend.pack_linear(weight)))
+        results.append(backend.linear(x, backend.pack_linear(weight, quantization)))
     assert all(torch.equal(result, results[0]) for result in results)
 
 
@@ -81,8 +86,9 @@ def test_writes_into_out(cpu_backend: Backend) -> None:
     assert torch.equal(out, cpu_backend.linear(x, packed))
 
 
-def test_no_rows(cpu_backend: Backend) -> None:
-    packed = cpu_backend.pack_linear(torch.randn(20, 30))
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_no_rows(cpu_backend: Backend, quantization: str | None) -> None:
+    packed = cpu_backend.pack_linear(torch.randn(20, 30), quantization)
     assert cpu_backend.linear(torch.empty(0, 30), packed).shape == (0, 20)
 
 
@@ -108,9 +114,12 @@ def test_embedding_returns_the_weight_itself(cpu_backend: Backend, dtype: torch.
     assert torch.equal(cpu_backend.embedding(ids, packed), weight[ids].float())
 
 
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("bad", [-1, 37])
-def test_embedding_refuses_ids_outside(compiled: Backend, bad: int) -> None:
-    packed = compiled.pack_linear(torch.randn(37, 21))
+def test_embedding_refuses_ids_outside(
+    compiled: Backend, bad: int, quantization: str | None
+) -> None:
+    packed = compiled.pack_linear(torch.randn(37, 21), quantization)
     with pytest.raises(KernelInputError, match=rf"\[0, 37\), got {bad} at index 1"):
         compiled.embedding(torch.tensor([3, bad]), packed)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quire_cluster.settings import read_settings
 from quire_kernels.build import FLAGS, PACKAGE, VARIANTS, find_compiler, sources_digest
 from quire_kernels.library import available_isas
 
@@ -19,17 +20,15 @@ DRIVER = Path(__file__).with_name("sanitizer_driver.cpp")
 )
 def test_kernels_under_address_and_undefined_behaviour_sanitizers(
     variant: "VARIANTS[0]",  # type: ignore[valid-type]
-    request: pytest.FixtureRequest,
 ) -> None:
     """Every kernel over odd shapes, on buffers of exactly their size (see the driver)."""
     digest = hashlib.sha256(sources_digest().encode() + DRIVER.read_bytes()).hexdigest()[:16]
-    cache = request.config.cache
-    assert cache is not None
-    binary = cache.mkdir("quire_sanitizers") / f"{variant.name}-{digest}"
+    binary = read_settings().cache / "sanitizers" / f"{variant.name}-{digest}"
     if not binary.is_file():
+        binary.parent.mkdir(parents=True, exist_ok=True)
         flags = [flag for flag in FLAGS if flag != "-O3"]
         sanitize = ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-        staged = binary.with_suffix(".part")
+        staged = binary.with_suffix(f".{os.getpid()}")  # trees share the cache
         command = [find_compiler(), *flags, *variant.flags, *sanitize, f"-I{PACKAGE}"]
         subprocess.run([*command, str(DRIVER), "-o", str(staged)], check=True)
         staged.replace(binary)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from quire_operator import api, names
+from quire_operator.client import Reads
 from quire_operator.console import complaints
 from quire_operator.console.events import EventView, event_of
 from quire_operator.errors import ApiError, Denied, NotFound
-from quire_operator.kinds import CLAIM, DEPLOYMENT, EVENT, JOB, POD, SERVICE_KIND, Kind, Manifest
+from quire_operator.kinds import CLAIM, DEPLOYMENT, EVENT, JOB, POD, SERVICE_KIND, Kind
 from quire_operator.names import Key
 from quire_operator.observe import Progress
 from quire_operator.pods import mount_of
@@ -29,20 +30,8 @@ T = TypeVar("T")
 V = TypeVar("V", bound=View)
 
 
-class Reader(Protocol):
+class Reader(Reads, Protocol):
     """What the console asks of a cluster: of `client.KubeClient`, or of a test's fake."""
-
-    async def get(self, kind: Kind, namespace: str, name: str) -> Manifest: ...
-
-    async def list_objects(
-        self,
-        kind: Kind,
-        namespace: str | None,
-        *,
-        labels: str = "",
-        fields: str = "",
-        metadata_only: bool = False,
-    ) -> list[Manifest]: ...
 
     async def page(self, at: Key, port: int, path: str, seconds: float) -> bytes: ...
 
