@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quire_operator.kinds import Kind, Manifest
-from quire_operator.views import ChildView, ClaimView, DeploymentView
-from quire_operator.writer import Hold
+from quire_operator.views import ChildView, ClaimView, DeploymentView, Meta
+from quire_operator.writer import Hold, Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +104,4 @@ Action = (
     | Lift
     | Hold
 )
+    | Release

@@ -53,7 +53,7 @@ from quire_operator.names import Key
 from quire_operator.observe import Observation
 from quire_operator.projections import project
 from quire_operator.world import World
-from quire_operator.writer import Hold
+from quire_operator.writer import Hold, Release
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class Applier:
             Delete: self._delete,
             Lift: self._lift,
             Hold: self._hold,
+            Release: self._release,
         }
 
     async def run(self, actions: tuple[Action, ...]) -> tuple[Problem, ...]:
@@ -133,8 +134,8 @@ class Applier:
         """A fetch that was not let in writes no claim: nobody is to wait for it to end."""
         if self._took is None or not (isinstance(refused, Create) and refused.kind is JOB):
             return
-        meta, self._took = self._took["metadata"], None
-        await self._delete(Delete(LEASE, meta["name"], meta["uid"], meta["resourceVersion"]))
+        taken, self._took = self._took, None
+        await self._empty(taken["metadata"])
 
     @property
     def _namespace(self) -> str:
@@ -279,9 +280,6 @@ class Applier:
         if action.kind is SLICE:
             # Gone at once. Until the watch tells so, pods would go to zero on the strength of it.
             self._world.drop(SLICE, Key(self._namespace, action.name), action.uid)
-        if action.kind is LEASE:
-            # Gone at once, too: nobody is to take over what is not there any more.
-            self._world.drop(LEASE, Key(self._namespace, action.name), action.uid)
         if action.kind in POLLED:
             await look(self._client, self._world, action.kind, Key(self._namespace, action.name))
         return None
@@ -312,6 +310,27 @@ class Applier:
             "spec": manifest["spec"],
         }
         name = _name(manifest)
+    async def _release(self, action: Release) -> Problem | None:
+        meta = action.lease.meta
+        await self._empty(
+            {"name": meta.name, "uid": meta.uid, "resourceVersion": meta.resource_version}
+        )
+        return None
+
+    async def _empty(self, lease: Manifest) -> None:
+        """Raises Conflict where somebody else wrote it since: its holder is another's affair."""
+        at = Key(self._namespace, lease["name"])
+        body: Manifest = {
+            "metadata": {"uid": lease["uid"], "resourceVersion": lease["resourceVersion"]},
+            "spec": {"holderIdentity": None},
+        }
+        try:
+            answer = await self._client.patch(LEASE, *at, body, names.MANAGER)
+        except NotFound:
+            self._world.drop(LEASE, at, lease["uid"])  # it went with its claim
+            return
+        self._learn(LEASE, answer)
+
         return await self._client.patch(LEASE, self._namespace, name, body, names.MANAGER)
 
     async def _lift(self, action: Lift) -> Problem | None:

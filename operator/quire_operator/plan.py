@@ -50,7 +50,6 @@ from quire_operator.kinds import (
     DEPLOYMENT,
     HPA,
     JOB,
-    LEASE,
     POD,
     SERVICE,
     SLICE,
@@ -284,9 +283,6 @@ def _writer(seen: Observation, state: FetchState, claim: ClaimView) -> list[Acti
         service=seen.uid,
         now=seen.now,
     )
-    if isinstance(step, writer.Release):
-        meta = step.lease.meta
-        return [Delete(LEASE, meta.name, meta.uid, meta.resource_version)]
     return [step] if step is not None else []
 
 

@@ -1,6 +1,6 @@
 """Who may write a claim: its Lease `<claim>-writer`, which one fetch Job holds at a time. Pure.
 
-    none ─► taken for Job n, then Job n is made ─► renewed while Job n lives
+    nobody's ─► taken for Job n, then Job n is made ─► renewed while Job n lives
                                                      ├─► it has ended, and its pod too: given back
                                                      └─► in doubt: its pod may still write. Not
                                                          renewed: given back, or it runs out
@@ -67,7 +67,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the Lease back."""
+    """Give the Lease back: it is nobody's then, and stays with its claim."""
 
     lease: LeaseView
 
@@ -75,6 +75,8 @@ class Release:
 def standing(writer: Writer, now: float) -> Standing:
     """Whether the holder writes, may write, or will not write any more."""
     job = writer.job
+    if not writer.lease.holder:
+        return Standing.OVER
     if job is not None and not (job.meta.deleting or job.succeeded or job.failed):
         return Standing.LIVE
     if writer.seconds_left <= 0 or (job is not None and job.succeeded):
@@ -125,9 +127,10 @@ def move(
     said that it may), `running` the one that runs, `service` the uid of who looks."""
     if starting is not None:
         return Hold(claim, starting, writer.lease if writer is not None else None, now)
-    if writer is None:
-        # Somebody deleted it, or an operator that knew of no Leases made the Job.
-        return Hold(claim, running, None, now) if running is not None else None
+    if writer is None or not writer.lease.holder:
+        # Of a Job that runs: somebody took it off, or an operator that knew of no Leases made it.
+        lease = writer.lease if writer is not None else None
+        return Hold(claim, running, lease, now) if running is not None else None
     match standing(writer, now):
         case Standing.OVER:
             return Release(writer.lease)

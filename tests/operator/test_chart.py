@@ -90,14 +90,14 @@ def test_the_operator_never_changes_what_users_write(render: Renderer) -> None:
     assert rights["pods"] == {"get", "list", "watch", "delete"}
 
 
-def test_leases_are_held_for_fetches_and_never_replaced(render: Renderer) -> None:
+def test_leases_are_held_for_fetches_and_never_deleted(render: Renderer) -> None:
     """A claim's writer has one; the operator's own is written in its own namespace."""
     rendered = render({"rbac": {"aggregateToUserRoles": False}})
     rules = {
         tuple(rule["resources"]): set(rule["verbs"])
         for rule in rendered.one("ClusterRole")["rules"]
     }
-    assert rules[("leases",)] == {"get", "list", "watch", "create", "patch", "delete"}
+    assert rules[("leases",)] == {"get", "list", "watch", "create", "patch"}
     (role,) = rendered.of("Role")
     assert {tuple(rule["resources"]) for rule in role["rules"]} == {("leases",)}
 

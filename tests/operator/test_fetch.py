@@ -2,8 +2,9 @@
 
 import pytest
 
-from quire_operator import fetch, writer
-from quire_operator.kinds import CLAIM, JOB, POD
+from quire_operator import fetch, names, writer
+from quire_operator.api import ModelStatus
+from quire_operator.kinds import CLAIM, EVENT, JOB, LEASE, POD, Kind, Manifest
 from quire_operator.names import Key
 from quire_operator.testing import Rig, service_manifest
 from quire_operator.values import timestamp

@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 
 from quire_operator import writer
+from quire_operator.apply import Applier
 from quire_operator.errors import Conflict, Denied
 from quire_operator.kinds import CLAIM, JOB, LEASE, POD, SERVICE_KIND, Manifest
 from quire_operator.names import Key
+from quire_operator.observe import Observation, observe
 from quire_operator.testing import PLAN_REPORT, Rig, service_manifest
 from quire_operator.values import micro_timestamp, timestamp
+from quire_operator.views import LeaseView
 
 CHAT, OTHER = Key("default", "chat"), Key("default", "other")
 EXISTING = {"mode": "existing", "existingClaim": "disk"}
@@ -18,6 +21,11 @@ EXISTING = {"mode": "existing", "existingClaim": "disk"}
 
 def lease(rig: Rig) -> Manifest:
     [found] = rig.cluster.all(LEASE)
+    return found
+
+
+def holder(rig: Rig) -> str | None:
+    found: str | None = lease(rig)["spec"].get("holderIdentity")
     return found
 
 
@@ -115,7 +123,50 @@ async def test_it_is_given_back_once_the_fetch_has_ended(
     await start(rig)
     rig.cluster.run_jobs(report)
     await rig.settle()
-    assert rig.cluster.all(LEASE) == []
+    assert holder(rig) is None
+    assert await rig.wake(CHAT) == []
+
+
+async def test_nobody_gives_back_what_another_has_taken_meanwhile(rig: Rig) -> None:
+    """Two that look on at once: the later one's write meets a newer Lease."""
+    job = await start(rig)
+    stale = rig.world.get(LEASE, Key("default", lease(rig)["metadata"]["name"]))
+    body = lease(rig)
+    body["spec"]["holderIdentity"] = "another-fetch-1"
+    rig.cluster.put(body)
+    assert isinstance(stale, LeaseView)
+    assert stale.holder == job
+    seen = replace(observed(rig), writer=None)
+    with pytest.raises(Conflict):
+        await Applier(rig.cluster, rig.world, seen).run((writer.Release(stale),))
+    assert holder(rig) == "another-fetch-1"
+
+
+def observed(rig: Rig) -> Observation:
+    service = rig.world.service(CHAT)
+    assert service is not None
+    assert service.spec is not None
+    defaults = rig.reconciler.defaults
+    return observe(rig.world, CHAT, service, service.spec, defaults, rig.cluster.now)
+
+
+async def test_one_that_went_with_its_claim_needs_no_giving_back(rig: Rig) -> None:
+    await start(rig)
+    at = Key("default", lease(rig)["metadata"]["name"])
+    stale, seen = rig.world.get(LEASE, at), observed(rig)
+    assert isinstance(stale, LeaseView)
+    rig.cluster.remove(LEASE, at)
+    assert await Applier(rig.cluster, rig.world, seen).run((writer.Release(stale),)) == ()
+
+
+async def test_one_that_somebody_emptied_is_taken_anew(rig: Rig) -> None:
+    job = await start(rig)
+    body = lease(rig)
+    body["spec"]["holderIdentity"] = None
+    rig.cluster.put(body)
+    await rig.wake(CHAT)
+    assert holder(rig) == job
+    assert await rig.wake(CHAT) == []
 
 
 async def test_it_goes_with_its_claim(rig: Rig) -> None:
@@ -290,7 +341,7 @@ async def test_a_fetch_that_is_not_let_in_is_told_all_the_while_and_holds_nothin
         told = rig.condition(CHAT)
         assert told.reason == "Refused", told
         assert "a policy says no" in told.message
-        assert rig.cluster.all(LEASE) == []
+        assert holder(rig) is None
         await pass_time(rig, 10, CHAT)
     del rig.cluster.refuse[JOB]
     await pass_time(rig, 10, CHAT)
