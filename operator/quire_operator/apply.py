@@ -187,7 +187,7 @@ class Applier:
         owners = live["metadata"].get("ownerReferences") or []
         if any(owner["kind"] == KIND and owner["name"] == self._seen.key.name for owner in owners):
             words = f"{kind.kind} {name} of the service's predecessor is still being removed"
-            return Problem("Starting", words)
+            return Problem("PredecessorLeaving", words)
         owner = f"{owners[0]['kind']} {owners[0]['name']}" if owners else "nobody"
         words = (
             f"{kind.kind} {name} exists and is not ours (owned by {owner}); it is left alone: "

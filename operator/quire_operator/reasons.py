@@ -140,6 +140,15 @@ TABLE: tuple[Entry, ...] = (
         problem("NameConflict"),
     ),
     Entry(
+        "PredecessorLeaving",
+        "service",
+        "An object of a deleted service of the same name still bears a name that this one needs.",
+        "Wait. If it stays, look at its finalizers: `kubectl get` with `-o yaml` shows whose they "
+        "are.",
+        problem("PredecessorLeaving"),
+        is_trouble=False,
+    ),
+    Entry(
         "Forbidden",
         "service",
         "The API server does not let the operator do what it must; the message has the verb and "

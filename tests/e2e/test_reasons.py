@@ -158,6 +158,24 @@ def test_what_no_pod_can_be(place: Place) -> None:
         place.apply("odd", podTemplate={"spec": {"restartPolicy": "Never"}})
         assert "restartPolicy" in place.found("odd", "Refused", POD_SECONDS)
         place.apply("odd", replicas=0)
+def test_what_a_predecessor_left_and_does_not_go(place: Place) -> None:
+    place.apply("again", replicas=0)
+    place.found("again", "ScaledToZero")
+    _finalizers(place, ["example.com/hold"])
+    try:
+        kube.kubectl("delete", "inferenceservice", "again", namespace=place.namespace)
+        place.apply("again", replicas=0)
+        assert "Service again" in place.found("again", "PredecessorLeaving")
+    finally:
+        _finalizers(place, None)
+    place.found("again", "ScaledToZero")
+    place.stop("again")
+
+
+def _finalizers(place: Place, wanted: list[str] | None) -> None:
+    kube.patch("service", "again", place.namespace, {"metadata": {"finalizers": wanted}})
+
+
         place.found("odd", "ScaledToZero")
 
 

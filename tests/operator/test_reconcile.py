@@ -142,6 +142,28 @@ async def test_a_stranger_of_our_name_is_left_alone(rig: Rig, chat: Key) -> None
     assert rig.condition(chat).reason == "Ready"
 
 
+async def test_what_a_predecessor_left_and_does_not_go_is_told(rig: Rig, chat: Key) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    live = rig.cluster.all(SERVICE)[0]
+    rig.cluster.put(live | {"metadata": live["metadata"] | {"finalizers": ["example.com/hold"]}})
+    rig.cluster.remove(SERVICE_KIND, chat)
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    ready = rig.condition(chat)
+    words = "Service chat of the service's predecessor is still being removed"
+    assert (ready.status, ready.reason) == ("True", "Ready")
+    assert ready.message == f"1 of 1 replicas ready; {words}"
+    rig.cluster.put(service_manifest(replicas=0))
+    await rig.settle()
+    ready = rig.condition(chat)
+    assert (ready.status, ready.reason, ready.message) == ("False", "PredecessorLeaving", words)
+    assert rig.again[chat] == 10
+    rig.cluster.remove(SERVICE, chat)
+    await rig.settle()
+    assert rig.condition(chat).reason == "ScaledToZero"
+
+
 async def test_what_a_hand_changed_is_set_right(rig: Rig, chat: Key) -> None:
     rig.cluster.put(service_manifest())
     await rig.bring_up(chat)
