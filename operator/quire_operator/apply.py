@@ -215,7 +215,7 @@ class Applier:
         return None
 
     async def _nudge(self, action: Nudge) -> Problem | None:
-        meta = action.deployment.meta
+        kind, meta = action.kind, action.meta
         told = {names.ANNOTATION_NUDGED: f"{action.now:.0f}"}
         body = {"metadata": {"uid": meta.uid, "annotations": told}}
         answer = await self._client.patch(

@@ -98,6 +98,7 @@ def plan(seen: Observation) -> Plan:
     if refusal is None:
         actions += [*_fit(seen, fitted), *_fetch(seen, state, fitted)]
         actions += [*_revision(seen, state, fitted), *_mend(seen, state)]
+        actions += _nudge(seen, state, fitted)
     actions += [*_older(seen), *_unroute(seen), *_stale(seen), *_release(seen)]
     return Plan(tuple(actions), fitted, state, refusal, _again(seen, state, fitted))
 
@@ -304,20 +305,34 @@ def _revision(seen: Observation, state: FetchState, fitted: FitState) -> list[Ac
         return [Create(DEPLOYMENT, manifest)]
     if current.replicas != seen.spec.replicas and _may_scale(seen):
         return [SetReplicas(current, seen.spec.replicas)]
-    if _nudge_in(seen) == 0.0:
-        return [Nudge(current, seen.now)]
     return []
 
 
-def _nudge_in(seen: Observation) -> float | None:
-    """Seconds until the wanted revision's pods are to be tried again; None while nobody refuses
-    them."""
+def _nudge(seen: Observation, state: FetchState, fitted: FitState) -> list[Action]:
+    """Has refused pods tried again: of the wanted revision, of the fetch, of the plan."""
+    refused = _refused(seen)
+    leaving = {job.meta.uid for job in (*state.discard, *fitted.discard)}
+    due = [(k, m) for k, m in refused if m.uid not in leaving and not _nudge_in(m, seen.now)]
+    return [Nudge(kind, meta, seen.now) for kind, meta in due]
+
+
+def _refused(seen: Observation) -> list[tuple[Kind, Meta]]:
+    """Whose pods the API server refuses. A Job says so in its events only."""
+    found = []
     current = seen.current
-    if current is None or current.failure is None or current.replicas == 0:
-        return None
-    text = current.meta.annotations.get(names.ANNOTATION_NUDGED, "")
-    last = max(current.meta.created, float(text) if text.isdecimal() else 0.0)
-    return max(0.0, last + NUDGE_SECONDS - seen.now)
+    if current is not None and current.failure is not None and current.replicas > 0:
+        found.append((DEPLOYMENT, current.meta))
+    for jobs, event in ((seen.jobs, seen.job_event), (seen.plan_jobs, seen.plan_event)):
+        if event is not None and jobs and not jobs[-1].meta.deleting:
+            found.append((JOB, jobs[-1].meta))
+    return found
+
+
+def _nudge_in(meta: Meta, now: float) -> float:
+    """Seconds until refused pods are to be tried again."""
+    text = meta.annotations.get(names.ANNOTATION_NUDGED, "")
+    last = max(meta.created, float(text) if text.isdecimal() else 0.0)
+    return max(0.0, last + NUDGE_SECONDS - now)
 
 
 def _may_scale(seen: Observation) -> bool:
@@ -381,9 +396,7 @@ def _again(seen: Observation, state: FetchState, fitted: FitState) -> float | No
         waits.append(WAIT_SECONDS)  # of what keeps its pod away only events tell
     if seen.unclear_pods:
         waits.append(UNCLEAR_SECONDS)
-    nudge = _nudge_in(seen)
-    if nudge is not None:
-        waits.append(nudge or NUDGE_SECONDS)
+    waits += [_nudge_in(meta, seen.now) or NUDGE_SECONDS for _, meta in _refused(seen)]
     if any(writer.is_in_doubt(seen.writer, job, seen.now) for job in seen.jobs):
         waits.append(WAIT_SECONDS)
     until = seen.minimum.until if seen.spec.scaling.mode in ("hpa", "keda") else None

@@ -269,3 +269,279 @@ async def test_an_earlier_models_corrupt_files_repair_nothing(rig: Rig, chat: Ke
     await rig.settle()
     assert rig.cluster.all(JOB) == []
     assert rig.condition(chat, "ModelCached").reason == "Cached"
+
+
+# ---- how far it came -----------------------------------------------------------------------------
+
+
+def far(rig: Rig, num_bytes: int, total: int = 1000) -> None:
+    """The fetch's pod says that so many bytes are there."""
+    for pod in rig.cluster.all(POD):
+        if pod["metadata"]["name"].endswith("-pod"):
+            rig.cluster.put(pod | {"status": {**pod["status"], "podIP": "203.0.113.9"}})
+    rig.progress.answers["203.0.113.9"] = Progress(
+        phase="downloading",
+        bytes_total=total,
+        bytes_done=num_bytes,
+        bytes_per_second=10.0,
+        eta_seconds=1.0,
+        commit="c0ffee",
+    )
+
+
+def kill(rig: Rig) -> None:
+    """The kernel ends the fetch's one process; its log is all that it leaves."""
+    [job] = rig.cluster.all(JOB)
+    name = job["metadata"]["name"]
+    at = timestamp(rig.cluster.now)
+    ended = {"exitCode": 137, "reason": "Error", "message": "INFO 1 of 2 GB", "finishedAt": at}
+    [pod] = [p for p in rig.cluster.all(POD) if p["metadata"]["name"] == f"{name}-pod"]
+    state = {"name": "fetch", "state": {"terminated": ended}}
+    rig.cluster.put(pod | {"status": {"phase": "Failed", "containerStatuses": [state]}})
+    failed = {"type": "Failed", "status": "True", "lastTransitionTime": at, "message": "backoff"}
+    rig.cluster.set_status(JOB, Key("default", name), {"conditions": [failed]})
+
+
+def attempt(rig: Rig) -> int:
+    [job] = rig.cluster.all(JOB)
+    return int(job["metadata"]["name"].rpartition("-")[2])
+
+
+async def begin(rig: Rig) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    rig.cluster.bind_claims()
+    await rig.settle()
+
+
+async def test_a_fetch_that_is_killed_goes_on_at_once_as_long_as_it_advances(
+    rig: Rig, chat: Key
+) -> None:
+    await begin(rig)
+    for number in range(1, 101):
+        assert attempt(rig) == number
+        rig.cluster.run_jobs()
+        far(rig, 10 * number)
+        await rig.wake(chat)
+        kill(rig)
+        await rig.settle()
+        ready = rig.condition(chat)
+        assert (ready.status, ready.reason) == ("False", "Interrupted")
+        assert ready.message.startswith("the fetch was ended by signal 9: INFO 1 of 2 GB (")
+        assert f"{number} attempt" in ready.message
+        rig.progress.answers.clear()
+    assert attempt(rig) == 101, "not a second has passed"
+
+
+async def test_one_that_stands_still_waits_as_before(rig: Rig, chat: Key) -> None:
+    await begin(rig)
+    waits = []
+    for number in range(1, 6):
+        rig.cluster.run_jobs()
+        far(rig, 500)
+        await rig.wake(chat)
+        kill(rig)
+        await rig.settle()
+        rig.progress.answers.clear()
+        if attempt(rig) == number:
+            wait = rig.again[chat]
+            assert wait is not None
+            waits.append(round(wait))
+            rig.cluster.now += wait
+            await rig.wake(chat)
+    assert attempt(rig) == 6
+    assert waits == [2, 5, 10, 10], "the first one brought 500 bytes, the others none"
+
+
+async def test_a_fetch_that_brings_wrong_bytes_over_and_over_is_not_hurried(
+    rig: Rig, chat: Key
+) -> None:
+    await begin(rig)
+    rig.cluster.run_jobs()
+    for number in range(1, 4):
+        far(rig, 1000)
+        await rig.wake(chat)
+        rig.cluster.run_jobs({"reason": "Corrupt", "message": "sha256 differs"})
+        await rig.settle()
+        rig.progress.answers.clear()
+        assert attempt(rig) == (2 if number == 1 else number)
+        if number > 1:
+            assert rig.again[chat] == fetch.retry_seconds(number - 1)
+            rig.cluster.now += 10
+            await rig.wake(chat)
+        rig.cluster.run_jobs()
+
+
+async def test_what_a_service_that_moves_to_another_model_fetched_is_not_told_of_that(
+    rig: Rig, chat: Key
+) -> None:
+    await begin(rig)
+    rig.cluster.run_jobs()
+    far(rig, 500)
+    await rig.wake(chat)
+    moved = service_manifest(model={"uri": "hf://org/larger"})
+    rig.cluster.put(service_manifest("other", model={"uri": "hf://org/larger"}))
+    rig.progress.answers.clear()
+    await rig.settle()
+    rig.cluster.bind_claims()
+    await rig.settle()
+    rig.cluster.plans = None
+    rig.cluster.put(moved)
+    await rig.settle()
+    assert rig.condition(chat, "Fits").reason == "Planning"
+    assert rig.status(chat).model == ModelStatus(), "nothing of the model before"
+    [plan] = [job for job in rig.cluster.all(JOB) if "-plan-" in job["metadata"]["name"]]
+    rig.cluster.end_job(plan, {**PLAN_REPORT, "commit": "beef", "bytesTotal": 9000})
+    await rig.settle()
+    model = rig.status(chat).model
+    assert model is not None
+    assert (model.commit, model.bytes_total, model.bytes_done) == ("beef", 9000, None)
+
+
+async def test_bytes_are_told_on_between_two_attempts(rig: Rig, chat: Key) -> None:
+    await begin(rig)
+    rig.cluster.run_jobs()
+    far(rig, 500)
+    await rig.wake(chat)
+    rig.progress.answers.clear()
+    kill(rig)
+    await rig.settle()
+    rig.cluster.put(service_manifest(replicas=2))
+    await rig.settle()
+    model = rig.status(chat).model
+    assert model is not None
+    assert (model.commit, model.bytes_done) == ("c0ffee", 500)
+
+
+# ---- pods that a quota keeps away ----------------------------------------------------------------
+
+
+def refuse_pods(rig: Rig) -> None:
+    """What the Job's controller tells while the API server refuses its pod."""
+    [job] = rig.cluster.all(JOB)
+    event = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "reason": "FailedCreate"}
+    event |= {"message": 'Error creating: pods "x" is forbidden: exceeded quota: pods'}
+    event |= {"involvedObject": {"kind": "Job", "uid": job["metadata"]["uid"]}}
+    rig.cluster.put(event | {"metadata": {"name": "refused", "namespace": "default"}})
+
+
+def nudge_runs(rig: Rig, let_in: list[bool]) -> None:
+    """As the Job's controller: it tries again when its Job is written to, or in a minute."""
+
+    def look(kind: Kind, event: str, job: Manifest) -> None:
+        nudged = names.ANNOTATION_NUDGED in (job["metadata"].get("annotations") or {})
+        if kind is JOB and event == "MODIFIED" and nudged and let_in and not job.get("status"):
+            rig.cluster._job_pod(job, None)
+
+    rig.cluster.subscribe(look)
+
+
+@pytest.mark.parametrize("of", ["plan", "fetch"])
+async def test_a_raised_quota_is_found_within_15_s(rig: Rig, chat: Key, of: str) -> None:
+    if of == "plan":
+        rig.cluster.plans = None
+    await begin(rig)
+    [job] = rig.cluster.all(JOB)
+    assert f"-{of}-" in job["metadata"]["name"]
+    refuse_pods(rig)
+    let_in: list[bool] = []
+    nudge_runs(rig, let_in)
+    await pass_time(rig, chat, 25)
+    assert rig.condition(chat).reason == "QuotaExceeded"
+    before = len(rig.cluster.writes)
+    await pass_time(rig, chat, 60)
+    nudges = rig.cluster.writes[before:]
+    assert set(nudges) <= {f"PATCH Job/{job['metadata']['name']}", *leases(rig)}
+    assert 5 <= sum("Job/" in write for write in nudges) <= 6
+    let_in.append(True)
+    await pass_time(rig, chat, 10)
+    assert rig.condition(chat).reason != "QuotaExceeded"
+    before = len(rig.cluster.writes)
+    await pass_time(rig, chat, 40)
+    assert not any("Job/" in write for write in rig.cluster.writes[before:])
+
+
+def leases(rig: Rig) -> set[str]:
+    return {f"PATCH Lease/{lease['metadata']['name']}" for lease in rig.cluster.all(LEASE)}
+
+
+async def pass_time(rig: Rig, key: Key, seconds: float) -> None:
+    """As the queue would: wakes the key when it wanted to be."""
+    end = rig.cluster.now + seconds
+    while rig.cluster.now < end:
+        rig.cluster.now = min(end, rig.cluster.now + (rig.again[key] or seconds))
+        await rig.wake(key)
+
+
+# ---- a claim without a volume --------------------------------------------------------------------
+
+SCHEDULER = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
+
+
+def unschedulable(rig: Rig, message: str) -> None:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    for job in rig.cluster.all(JOB):
+        rig.cluster._job_pod(job, None)
+        at = Key("default", f"{job['metadata']['name']}-pod")
+        status = {"phase": "Pending", "conditions": [condition | {"message": message}]}
+        rig.cluster.set_status(POD, at, status)
+
+
+def provisioning_fails(rig: Rig) -> None:
+    [claim] = rig.cluster.all(CLAIM)
+    event = {"apiVersion": "v1", "kind": "Event", "type": "Warning"}
+    event |= {"reason": "ProvisioningFailed", "message": 'storageclass "fast" not found'}
+    of = {"kind": "PersistentVolumeClaim", "uid": claim["metadata"]["uid"]}
+    rig.cluster.put(event | {"involvedObject": of, "metadata": AT | {"name": "unbound"}})
+
+
+AT = {"namespace": "default"}
+
+
+def warnings(rig: Rig) -> list[str]:
+    told = [e for e in rig.cluster.all(EVENT) if e["involvedObject"]["kind"] == "InferenceService"]
+    return [event["reason"] for event in told if event["type"] == "Warning"]
+
+
+async def test_of_a_claim_without_a_volume_the_claim_is_told_and_not_its_pods(
+    rig: Rig, chat: Key
+) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    [claim] = rig.cluster.all(CLAIM)
+    at = Key("default", claim["metadata"]["name"])
+    rig.cluster.set_status(CLAIM, at, {"phase": "Pending"})
+    await rig.settle()
+    unschedulable(rig, SCHEDULER)
+    await rig.settle()
+    words = f"claim {at.name} waits for its volume"
+    assert (rig.condition(chat).reason, rig.condition(chat).message) == ("Fetching", words)
+    provisioning_fails(rig)
+    await pass_time(rig, chat, 5)
+    assert rig.condition(chat).reason == "ClaimUnbound"
+    rig.cluster.bind_claims()
+    await rig.settle()
+    assert rig.condition(chat).reason == "Fetching", "the scheduler looks again in some seconds"
+    assert warnings(rig) == ["ClaimUnbound"]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ({}, "0/1 nodes are available: 1 Insufficient cpu"),
+        (
+            {"spec": {"volumes": [{"name": "x", "ephemeral": {"volumeClaimTemplate": {}}}]}},
+            SCHEDULER,
+        ),
+    ],
+)
+async def test_what_keeps_a_pod_from_a_node_beside_its_bound_claim_is_told(
+    rig: Rig, chat: Key, template: dict[str, object], words: str
+) -> None:
+    rig.cluster.put(service_manifest(podTemplate=template))
+    await rig.settle()
+    rig.cluster.bind_claims()
+    await rig.settle()
+    unschedulable(rig, words)
+    await rig.settle()
+    assert (rig.condition(chat).reason, rig.condition(chat).message) == ("Unschedulable", words)
