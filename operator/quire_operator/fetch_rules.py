@@ -26,6 +26,19 @@ def claim_unbound(case: Case) -> str | None:
     return None
 
 
+_UNBOUND = "unbound immediate PersistentVolumeClaims"
+
+
+def waits_for_claim(case: Case, pod: PodView) -> bool:
+    """Whether the scheduler's word on a pod is but that its claim has no volume yet: why it has
+    none says the claim. It takes that word back some seconds after the claim has one."""
+    seen = case.seen
+    if not seen.fetches or seen.claim is None or _UNBOUND not in (pod.unschedulable or ""):
+        return False
+    others = "laim" in str(seen.spec.pod_template.get("spec"))  # volumes that podTemplate adds
+    return seen.claim.phase != "Bound" or not others
+
+
 def claim_cannot_grow(case: Case) -> str | None:
     seen = case.seen
     if seen.refused_growth is None or seen.claim is None:
@@ -135,7 +148,7 @@ def progress_words(case: Case) -> str:
     progress = case.seen.progress
     note = f"; {progress.note}" if progress is not None and progress.note else ""
     if progress is None or not progress.bytes_total:
-        return what + _before_or_after(case.fetch.pod) + note
+        return what + _before_or_after(case) + note
     if progress.phase == "verifying":
         return f"{what}verifying {size(progress.bytes_total)}"
     done, total = pair(progress.bytes_done, progress.bytes_total)
@@ -149,8 +162,11 @@ def _again(case: Case) -> str:
     return "trying again" if who is None else f"waiting for {who} to end"
 
 
-def _before_or_after(pod: PodView | None) -> str:
+def _before_or_after(case: Case) -> str:
     """What a fetch that does not tell its progress is doing."""
+    claim, pod = case.seen.claim, case.fetch.pod
+    if claim is not None and claim.phase == "Pending" and (pod is None or not pod.on_node):
+        return f"claim {claim.meta.name} waits for its volume"
     if pod is None:
         return "the fetch is being started"
     ended = pod.main is not None and pod.main.exited is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from quire_operator import fetch
 from quire_operator.case import Case, Rule, Subject
-from quire_operator.fetch_rules import CONFIG_REASONS, IMAGE_REASONS
+from quire_operator.fetch_rules import CONFIG_REASONS, IMAGE_REASONS, waits_for_claim
 from quire_operator.observe import PodEvent
 from quire_operator.views import Exit, PodView
 
@@ -43,7 +43,7 @@ def _refused_pods(case: Case) -> list[str]:
 
 def unschedulable(case: Case) -> str | None:
     for pod in case.waiting_pods:
-        if pod.unschedulable is not None:
+        if pod.unschedulable is not None and not waits_for_claim(case, pod):
             return pod.unschedulable or "the scheduler finds no node"
     return None
 

@@ -62,6 +62,12 @@ class Place:
         mine = [e for e in events if e["involvedObject"]["name"] == name]
         return [e for e in mine if e["involvedObject"]["kind"] == "InferenceService"]
 
+    def warned(self, name: str) -> list[str]:
+        """The reasons of a service's Warnings, the first one first."""
+        told = [event for event in self.told(name) if event["type"] == "Warning"]
+        told.sort(key=lambda event: str(event["firstTimestamp"]))
+        return [event["reason"] for event in told]
+
     def pause(self, *names: str) -> None:
         """No pod of these is wanted any more; until Ready says so, and nothing else."""
         for name in names:
@@ -211,11 +217,13 @@ def test_no_such_storage_class_then_there_is_one(place: Place) -> None:
     ]
     with place.service("unbound", model=model, cache={"size": "1Gi", "storageClassName": name}):
         assert name in place.found("unbound", "ClaimUnbound", POD_SECONDS)
+        assert place.warned("unbound") == ["ClaimUnbound"], "not the pod that waits for the claim"
         fields = ("apiVersion", "kind", "provisioner", "parameters", "volumeBindingMode")
         found = {field: default[field] for field in fields if field in default}
         kube.apply(found | {"metadata": {"name": name}})
         try:
             place.cleared("unbound", "ClaimUnbound", POD_SECONDS)
+            assert "Unschedulable" not in place.warned("unbound")
         finally:
             kube.kubectl("delete", "storageclass", name)
 
