@@ -27,6 +27,10 @@ MODEL_CORRUPT = 65
 MODEL_MISSING = 66
 REPAIRABLE = (MODEL_CORRUPT, MODEL_MISSING)
 
+KILLED = (128 + 9, 128 + 15)
+"""Exit codes of a container that was killed: evicted, deleted, its node drained. One that breaks
+has others."""
+
 RETRY_SECONDS = (2.0, 5.0, 10.0)
 """Then RETRY_STEADY_SECONDS: what is mended outside (a token, a volume) is seen within 15 s."""
 RETRY_STEADY_SECONDS = 10.0
@@ -87,6 +91,15 @@ class Failure(Struct, frozen=True, rename="camel", omit_defaults=True):
     message: str
     asked: str = ""
     """Who started it, and how (`asked`): another wish of the same service is tried at once."""
+    bytes_done: int = 0
+    """The most that was seen to be there, of all attempts."""
+    in_vain: int | None = None
+    """How many of `failures` since the last one that brought more; None: all."""
+
+    @property
+    def retry_seconds(self) -> float:
+        """The delay before the next attempt: none after one that got further."""
+        return retry_seconds(self.failures if self.in_vain is None else self.in_vain)
 
 
 R = TypeVar("R", Record, Failure)
@@ -146,9 +159,22 @@ def state(seen: Observation) -> FetchState:
         record, failure = _record(seen, last, record), None
         note = (_written(seen, record), (names.failed_annotation(seen.content), None))
     elif last is not None and last.failed and _untold(last, record, failure):
-        failure = _failure(seen, last, failure)
+        failure = _failure(seen, last, failure, is_first=record is None)
         note = (_written(seen, failure),)
     return _settled(seen, record, failure, note, wanted)
+
+
+def held_up(seen: Observation, state: FetchState, *, refused: bool) -> FetchState:
+    """The state while nothing may be fetched for the service. A Job that runs goes on, until the
+    model is known not to fit and nobody else wants its files: who asks again goes on from there.
+    What repairs a model does so for pods that serve it."""
+    state = replace(state, start=None)
+    last = seen.jobs[-1] if seen.jobs else None
+    if not refused or seen.wanted_elsewhere or state.record is not None:
+        return state
+    if state.stage is not Stage.RUNNING or last is None or not _runs(last) or last.meta.deleting:
+        return state
+    return replace(state, discard=(*state.discard, last))
 
 
 def _runs(job: JobView) -> bool:
@@ -307,8 +333,13 @@ def _record(seen: Observation, job: JobView, before: Record | None) -> Record:
     )
 
 
-def _failure(seen: Observation, job: JobView, before: Failure | None) -> Failure:
+def _failure(seen: Observation, job: JobView, before: Failure | None, *, is_first: bool) -> Failure:
+    """`is_first`: of a model that was never whole on its claim; a repair's bytes say nothing."""
     reason, message = explain(_pod_of(seen, job), job.failure)
+    before = before or Failure(attempt=0, at=0.0, failures=0, reason="", message="")
+    told = seen.model_before if is_first else None
+    done = (told.bytes_done if told is not None else None) or 0
+    in_vain = before.failures if before.in_vain is None else before.in_vain
     return Failure(
         attempt=job.attempt,
         at=job.finished or seen.now,
@@ -316,6 +347,8 @@ def _failure(seen: Observation, job: JobView, before: Failure | None) -> Failure
         reason=reason,
         message=message,
         asked=job.asked,
+        bytes_done=max(done, before.bytes_done),
+        in_vain=0 if done > before.bytes_done else in_vain + 1,
     )
 
 
@@ -332,6 +365,9 @@ def explain(pod: PodView | None, job_failure: str | None) -> tuple[str, str]:
     if pod is not None and container is not None and (cut := cut_short("fetch", pod, container)):
         return cut
     last = last_line(ended.message) or ended.reason
+    if ended.code in KILLED:
+        why = (pod.phase_message if pod else "") or last
+        return "Interrupted", f"the fetch was ended by signal {ended.code - 128}: {why}"
     return "FetchFailed", f"the fetch exited with {ended.code}: {last}"
 
 
@@ -379,7 +415,7 @@ def _retry_at(seen: Observation, failure: Failure | None) -> float:
         return 0.0
     if superseded(seen, failure.asked):
         return 0.0
-    return failure.at + retry_seconds(failure.failures)
+    return failure.at + failure.retry_seconds
 
 
 def retry_seconds(failures: int) -> float:

@@ -176,8 +176,8 @@ def _failed(seen: Observation, step: FitState, job: JobView, pod: PodView | None
     """What lies on a claim is not held up by a question that fails: the engine that loads it asks
     itself the same, and tells what is wrong, or has it repaired."""
     step = replace(step, failure=_told(job, pod), passes=step.mounted)
-    delay = 0.0 if fetch.superseded(seen, job.asked) else fetch.retry_seconds(job.attempt)
-    due = (job.finished or seen.now) + delay
+    delay = _retry_seconds(job.attempt, waited_for=not step.mounted and seen.current is None)
+    due = (job.finished or seen.now) + (0.0 if fetch.superseded(seen, job.asked) else delay)
     if due > seen.now:
         return replace(step, wait_seconds=due - seen.now)
     return replace(step, start=job.attempt + 1)
@@ -187,6 +187,14 @@ def _told(job: JobView, pod: PodView | None) -> Words:
     reason, message = explain(job, pod)
     tries = f"{job.attempt} attempt{'s' if job.attempt > 1 else ''} so far, trying again"
     return reason, f"{message} ({tries})"
+
+def _retry_seconds(attempts: int, *, waited_for: bool) -> float:
+    """As long as a fetch waits; longer and longer for an answer that holds nothing up, which is
+    not worth a pod every 10 s."""
+    if waited_for:
+        return fetch.retry_seconds(attempts)
+    return min(fetch.RETRY_SECONDS[0] * 2.0 ** min(attempts - 1, 10), fetch.RETRY_PATIENT_SECONDS)
+
 
 
 def _failure_before(seen: Observation, asked: list[JobView]) -> Words | None:

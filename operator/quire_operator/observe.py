@@ -178,8 +178,14 @@ class Observation:
     @property
     def planned(self) -> api.PlanStatus | None:
         """The memory plan in status, if it is of what the spec asks for; for whatever memory."""
-        plan = self.service.status.plan
-        if plan is None or plan.key is None:
+        return memory_plan.stored(self.service.status, self.spec)
+
+    @property
+    def model_before(self) -> api.ModelStatus | None:
+        """What status says of the model's files, if it is of the model that the spec names: written
+        for this very spec, or of the commit that was planned for it."""
+        status, planned = self.service.status, self.planned
+        if status.model in (None, api.ModelStatus()):  # an apply may leave an empty one behind
             return None
         same = memory_plan.content_of(plan.key) == memory_plan.content(self.spec)
         return plan if same else None

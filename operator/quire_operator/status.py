@@ -7,6 +7,7 @@ import msgspec
 from quire_operator import api, conditions, names
 from quire_operator.case import Case, Finding
 from quire_operator.client import Api
+from quire_operator.fetch import Stage
 from quire_operator.kinds import SERVICE_KIND
 from quire_operator.names import Key
 from quire_operator.observe import Observation
@@ -30,7 +31,7 @@ def build(case: Case) -> api.Status:
         ready_replicas=sum(pod.ready for pod in present),
         selector=selector(seen.key),
         revision=seen.revision,
-        model=_model(case, before.model),
+        model=_model(case),
         plan=_plan(case),
         startup=before.startup if startup is None else api.StartupStatus(last_seconds=startup),
         scaling=_scaling(seen, before.scaling),
@@ -72,7 +73,7 @@ def _condition(
     )
 
 
-def _model(case: Case, before: api.ModelStatus | None) -> api.ModelStatus | None:
+def _model(case: Case) -> api.ModelStatus | None:
     record, progress = case.fetch.record, case.seen.progress
     if progress is not None and progress.bytes_total:
         return api.ModelStatus(
@@ -88,7 +89,9 @@ def _model(case: Case, before: api.ModelStatus | None) -> api.ModelStatus | None
     planned = None
     if plan is not None and plan.bytes_total:
         planned = api.ModelStatus(commit=plan.commit, bytes_total=plan.bytes_total)
-    return (before or planned) if case.fetch.stage.name in ("RUNNING", "FAILED") else planned
+    if case.fetch.stage not in (Stage.RUNNING, Stage.FAILED):
+        return planned
+    return case.seen.model_before or planned
 
 
 def _plan(case: Case) -> api.PlanStatus | None:

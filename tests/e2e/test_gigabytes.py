@@ -45,13 +45,7 @@ def test_two_gigabytes_whose_pod_is_killed_and_whose_branch_moves(
     hub.clear_log()
     hub.faults(bytes_per_second=SLOW)
     kube.apply(serving.prefetched(two_gigabytes, "3Gi"), namespace)
-    killed: set[str] = set()
-    for _ in range(KILLS):
-        pod = kube.wait_until(lambda: _fetching(namespace, killed), 60, "a fetch that runs")
-        time.sleep(chance.uniform(0.5, 4.0))
-        os.kill(faults.first_process(pod), signal.SIGKILL)
-        killed.add(pod["metadata"]["name"])
-        assert _manifests(namespace) == [], "half of a model is taken for whole"
+    _kill_over_and_over(namespace, chance, record_property)
     listed, commit = _listings(hub), _commit(namespace)
     kube.wait_until(lambda: _listings(hub) > listed, 60, "the last attempt to have its listing")
     hub.faults(main={two_gigabytes.removeprefix("hf://"): "moved"})

@@ -203,7 +203,7 @@ def _failed_fetch(seen: Seen) -> doc.FailedFetch | None:
         reason=failure.reason,
         message=failure.message,
         time=timestamp(failure.at),
-        next=timestamp(failure.at + fetch.retry_seconds(failure.failures)),
+        next=timestamp(failure.at + failure.retry_seconds),
     )
 
 
