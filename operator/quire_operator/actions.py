@@ -36,10 +36,11 @@ class SetReplicas:
 
 @dataclass(frozen=True, slots=True)
 class Nudge:
-    """Merge patch of an annotation on a Deployment whose pods were refused: the ReplicaSet takes it
-    over, and its controller tries at once what it would try within 16 minutes."""
+    """Merge patch of an annotation on a Deployment or a Job whose pods were refused: its controller
+    (a ReplicaSet takes it over) tries at once what it would try within minutes."""
 
-    deployment: DeploymentView
+    kind: Kind
+    meta: Meta
     now: float
     """Epoch seconds."""
 
@@ -103,5 +104,5 @@ Action = (
     | Delete
     | Lift
     | Hold
-)
     | Release
+)

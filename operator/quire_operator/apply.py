@@ -218,10 +218,8 @@ class Applier:
         kind, meta = action.kind, action.meta
         told = {names.ANNOTATION_NUDGED: f"{action.now:.0f}"}
         body = {"metadata": {"uid": meta.uid, "annotations": told}}
-        answer = await self._client.patch(
-            DEPLOYMENT, self._namespace, meta.name, body, names.MANAGER
-        )
-        self._learn(DEPLOYMENT, answer)
+        answer = await self._client.patch(kind, self._namespace, meta.name, body, names.MANAGER)
+        self._learn(kind, answer)
         return None
 
     async def _patch_claim(self, name: str, body: Manifest, *, strategic: bool = False) -> None:
@@ -310,6 +308,8 @@ class Applier:
             "spec": manifest["spec"],
         }
         name = _name(manifest)
+        return await self._client.patch(LEASE, self._namespace, name, body, names.MANAGER)
+
     async def _release(self, action: Release) -> Problem | None:
         meta = action.lease.meta
         await self._empty(
@@ -330,8 +330,6 @@ class Applier:
             self._world.drop(LEASE, at, lease["uid"])  # it went with its claim
             return
         self._learn(LEASE, answer)
-
-        return await self._client.patch(LEASE, self._namespace, name, body, names.MANAGER)
 
     async def _lift(self, action: Lift) -> Problem | None:
         state = self._seen.service.meta.resource_version

@@ -111,11 +111,16 @@ def deployment(
     image: str,
     network: Network,
     commit: str | None = None,
+    *,
+    plan_key: str,
 ) -> Manifest:
     """The Deployment of one revision, created once. Raises OverlayError."""
     manifest = _child(DEPLOYMENT, key, uid, names.deployment(key.name, revision))
     manifest["metadata"]["labels"][names.LABEL_REVISION] = revision
-    manifest["metadata"]["annotations"] = {names.ANNOTATION_SPEC: pods.spec_digest(spec)}
+    manifest["metadata"]["annotations"] = {
+        names.ANNOTATION_SPEC: pods.spec_digest(spec),
+        names.ANNOTATION_PLAN: plan_key,
+    }
     selector = {**names.selector_labels(key.name), names.LABEL_REVISION: revision}
     manifest["spec"] = {
         "replicas": spec.replicas,

@@ -27,10 +27,6 @@ MODEL_CORRUPT = 65
 MODEL_MISSING = 66
 REPAIRABLE = (MODEL_CORRUPT, MODEL_MISSING)
 
-KILLED = (128 + 9, 128 + 15)
-"""Exit codes of a container that was killed: evicted, deleted, its node drained. One that breaks
-has others."""
-
 RETRY_SECONDS = (2.0, 5.0, 10.0)
 """Then RETRY_STEADY_SECONDS: what is mended outside (a token, a volume) is seen within 15 s."""
 RETRY_STEADY_SECONDS = 10.0
@@ -343,7 +339,7 @@ def _failure(seen: Observation, job: JobView, before: Failure | None, *, is_firs
     return Failure(
         attempt=job.attempt,
         at=job.finished or seen.now,
-        failures=(before.failures if before else 0) + 1,
+        failures=before.failures + 1,
         reason=reason,
         message=message,
         asked=job.asked,
@@ -365,9 +361,6 @@ def explain(pod: PodView | None, job_failure: str | None) -> tuple[str, str]:
     if pod is not None and container is not None and (cut := cut_short("fetch", pod, container)):
         return cut
     last = last_line(ended.message) or ended.reason
-    if ended.code in KILLED:
-        why = (pod.phase_message if pod else "") or last
-        return "Interrupted", f"the fetch was ended by signal {ended.code - 128}: {why}"
     return "FetchFailed", f"the fetch exited with {ended.code}: {last}"
 
 
@@ -420,8 +413,10 @@ def _retry_at(seen: Observation, failure: Failure | None) -> float:
 
 def retry_seconds(failures: int) -> float:
     """The delay after this many failures in a row."""
+    if failures == 0:
+        return 0.0
     if failures <= len(RETRY_SECONDS):
-        return RETRY_SECONDS[max(failures, 1) - 1]
+        return RETRY_SECONDS[failures - 1]
     return RETRY_STEADY_SECONDS if failures < RETRY_PATIENT_AFTER else RETRY_PATIENT_SECONDS
 
 

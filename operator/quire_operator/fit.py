@@ -7,9 +7,11 @@ volume; a model that lies on a claim already is read there instead of at its sou
                                                       ├─► DoesNotFit: into status: nothing is made
                                                       └─► failed: later Job n+1 (until then the Job
                                                           that failed tells why)
-    a revision that has its Deployment ─► is never stopped by a plan, nor asked for one again
+    a model that lies on a claim: a question that fails holds nothing up, and is asked on
+    a revision that has its Deployment ─► is never stopped by a plan
 
-Nothing is kept but the answer. Who loses it asks again.
+Nothing is kept but the answer. Who loses it asks again. A Deployment bears what was asked for it:
+one without was made by an operator that asked nothing, and nobody asks about it now.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from quire_operator import fetch, memory_plan
+from quire_operator import fetch, memory_plan, names
 from quire_operator.api import PlanStatus
 from quire_operator.fetch import FetchState, Report, Stage
 from quire_operator.memory_plan import GIBIBYTE, MEBIBYTE, Request
@@ -71,7 +73,8 @@ class FitState:
 
 def asks_nodes(seen: Observation) -> bool:
     """Whether the answer depends on what memory the nodes' GPUs have now."""
-    return _wanted(seen) and seen.current is None and memory_plan.asks_nodes(seen.spec)
+    is_open = seen.current is None or seen.planned is None
+    return memory_plan.asks_nodes(seen.spec) and is_open and _due(seen)
 
 
 def state(seen: Observation, fetched: FetchState, request: Request) -> FitState:
@@ -122,12 +125,14 @@ def _stored(seen: Observation, fetched: FetchState, request: Request) -> PlanSta
 
 
 def _due(seen: Observation) -> bool:
-    """Whether to ask. Not for what serves, or an upgrade of the operator would start a Job for each
-    service; unless somebody went back to it from a spec that was planned."""
-    if seen.current is None:
-        return _wanted(seen)
-    before = seen.service.status.plan
-    return _wanted(seen) and before is not None and before.key is not None
+    """Whether to ask, where there is no answer. Not for what an operator made that asked nothing:
+    an upgrade from it would start a Job for each service."""
+    return _wanted(seen) and (seen.current is None or _was_asked(seen))
+
+
+def _was_asked(seen: Observation) -> bool:
+    """Whether the question about the revision that serves was put before that was made."""
+    return seen.current is not None and names.ANNOTATION_PLAN in seen.current.meta.annotations
 
 
 def _kept(seen: Observation, asked: list[JobView], step: FitState) -> list[JobView]:
@@ -183,11 +188,6 @@ def _failed(seen: Observation, step: FitState, job: JobView, pod: PodView | None
     return replace(step, start=job.attempt + 1)
 
 
-def _told(job: JobView, pod: PodView | None) -> Words:
-    reason, message = explain(job, pod)
-    tries = f"{job.attempt} attempt{'s' if job.attempt > 1 else ''} so far, trying again"
-    return reason, f"{message} ({tries})"
-
 def _retry_seconds(attempts: int, *, waited_for: bool) -> float:
     """As long as a fetch waits; longer and longer for an answer that holds nothing up, which is
     not worth a pod every 10 s."""
@@ -195,6 +195,11 @@ def _retry_seconds(attempts: int, *, waited_for: bool) -> float:
         return fetch.retry_seconds(attempts)
     return min(fetch.RETRY_SECONDS[0] * 2.0 ** min(attempts - 1, 10), fetch.RETRY_PATIENT_SECONDS)
 
+
+def _told(job: JobView, pod: PodView | None) -> Words:
+    reason, message = explain(job, pod)
+    tries = f"{job.attempt} attempt{'s' if job.attempt > 1 else ''} so far, trying again"
+    return reason, f"{message} ({tries})"
 
 
 def _failure_before(seen: Observation, asked: list[JobView]) -> Words | None:
@@ -271,7 +276,7 @@ def condition(seen: Observation, fit: FitState) -> tuple[Truth, Words]:
         return "Unknown", fit.failure
     if fit.asking:
         return "Unknown", ("Planning", ASKING)
-    if seen.current is not None:
+    if seen.current is not None and not _was_asked(seen):
         return "Unknown", ("NotPlanned", "its pods were made before anybody asked what they need")
     return "Unknown", ("NotPlanned", "asked when replicas is above 0")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from quire_operator import names
-from quire_operator.api import Spec
+from quire_operator.api import PlanStatus, Spec, Status
 from quire_operator.kinds import Manifest
 from quire_operator.values import quantity
 from quire_operator.views import GpuNode
@@ -56,6 +56,14 @@ class Request:
 def content_of(key: str) -> str:
     """The part of a request's key that the spec alone decides."""
     return key.partition(".")[0]
+
+
+def stored(service: Status, spec: Spec) -> PlanStatus | None:
+    """The answer in status, if it is of what the spec asks for; for whatever memory."""
+    plan = service.plan
+    if plan is None or plan.key is None:
+        return None
+    return plan if content_of(plan.key) == content(spec) else None
 
 
 def request(spec: Spec, template: Manifest, nodes: tuple[GpuNode, ...]) -> Request:

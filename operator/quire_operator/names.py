@@ -30,10 +30,11 @@ ANNOTATION_ATTEMPT = f"{GROUP}/attempt"
 ANNOTATION_ASKED = f"{GROUP}/asked"
 """On a fetch or plan Job: who started it, and how it was to go (`fetch.asked`)."""
 ANNOTATION_PLAN = f"{GROUP}/plan"
-"""On a plan Job: what it was asked for (`memory_plan.Request.key`)."""
+"""On a plan Job: what it was asked for (`memory_plan.Request.key`). On a Deployment: that this was
+asked before it was made, and is asked on until there is an answer."""
 
 ANNOTATION_NUDGED = f"{GROUP}/nudged"
-"""On a Deployment whose pods were refused: when we last made its controllers try again."""
+"""On a Deployment or a Job whose pods were refused: when we last made its controllers try again."""
 
 SLICE_SERVICE = "kubernetes.io/service-name"
 SLICE_MANAGED_BY = "endpointslice.kubernetes.io/managed-by"

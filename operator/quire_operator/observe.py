@@ -108,6 +108,8 @@ class Observation:
     fetch_pods: tuple[PodView, ...]
     stale_jobs: tuple[JobView, ...]
     """Our fetches of what the spec no longer wants."""
+    wanted_elsewhere: bool = False
+    """Whether another service wants the same content on `claim`."""
     plan_jobs: tuple[JobView, ...] = ()
     """Ours that ask for a memory plan, by attempt; earlier specs' too."""
     plan_pods: tuple[PodView, ...] = ()
@@ -187,8 +189,11 @@ class Observation:
         status, planned = self.service.status, self.planned
         if status.model in (None, api.ModelStatus()):  # an apply may leave an empty one behind
             return None
-        same = memory_plan.content_of(plan.key) == memory_plan.content(self.spec)
-        return plan if same else None
+        if status.observed_generation == self.service.generation:
+            return status.model
+        commit = planned.commit if planned is not None else None
+        same = status.model is not None and commit is not None and status.model.commit == commit
+        return status.model if same else None
 
     @property
     def claim_size(self) -> str | None:
@@ -332,6 +337,11 @@ def observe(
         jobs=tuple(sorted(jobs, key=lambda job: job.attempt)),
         fetch_pods=tuple(world.job_pods(Key(key.namespace, stem))) if mount.claim else (),
         stale_jobs=tuple(job for job in ours if job.plan is None and job.claim != stem),
+        wanted_elsewhere=any(
+            _wants(world, other)
+            for other in world.services_of(Key(key.namespace, stem))
+            if other.meta.uid != uid
+        ),
         plan_jobs=tuple(sorted(_plans(ours), key=lambda job: job.attempt)),
         plan_pods=tuple(world.plan_pods(key)),
         writer=world.writer(Key(key.namespace, mount.claim)) if mount.claim else None,
@@ -344,6 +354,16 @@ def observe(
         is_answered=world.is_answered(key),
         held_port=world.ports.port(key),
     )
+
+
+def _wants(world: World, service: ServiceView) -> bool:
+    """Whether a service goes on with the fetch of its model: it is not paused, and not refused."""
+    spec = service.spec
+    if spec is None or service.meta.deleting or not (spec.replicas > 0 or spec.cache.prefetch):
+        return False
+    plan = memory_plan.stored(service.status, spec)
+    serves = bool(world.deployments(Key(service.meta.namespace, service.meta.name)))
+    return serves or plan is None or plan.refusal is None
 
 
 def _plans(jobs: list[JobView]) -> list[JobView]:

@@ -11,7 +11,7 @@ comes up before what goes away. Each action carries the uid of what it changes a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -57,7 +57,7 @@ from quire_operator.kinds import (
     Manifest,
 )
 from quire_operator.observe import Observation
-from quire_operator.views import AutoscalerView, ClaimView
+from quire_operator.views import AutoscalerView, ClaimView, Meta
 
 POLL_SECONDS = 5.0
 """How often a running fetch is asked for its bytes."""
@@ -93,7 +93,7 @@ def plan(seen: Observation) -> Plan:
     template, refusal = _serving_template(seen)
     fitted = fit.state(seen, state, memory_plan.request(seen.spec, template, seen.gpu_nodes))
     if not fitted.passes:
-        state = replace(state, start=None)
+        state = fetch.held_up(seen, state, refused=fitted.refusal is not None)
     actions = [*_autoscaler(seen), *_address(seen), *_route(seen), *_claim(seen, state, fitted)]
     if refusal is None:
         actions += [*_fit(seen, fitted), *_fetch(seen, state, fitted)]
@@ -301,6 +301,7 @@ def _revision(seen: Observation, state: FetchState, fitted: FitState) -> list[Ac
             seen.image,
             seen.defaults.network,
             _commit(state, fitted),
+            plan_key=fitted.request.key,
         )
         return [Create(DEPLOYMENT, manifest)]
     if current.replicas != seen.spec.replicas and _may_scale(seen):

@@ -227,6 +227,11 @@ class World:
         views = (v for at, v in self._objects.get(CLAIM, {}).items() if at.namespace == namespace)
         return [v for v in views if isinstance(v, ClaimView) and uid in v.meta.owners]
 
+    def services_of(self, stem: Key) -> list[ServiceView]:
+        """Services whose model's fetches go by a stem of names: one content on one claim."""
+        found = (self.service(key) for key in sorted(self._claims.get(stem, ())))
+        return [service for service in found if service is not None]
+
     def deployments(self, key: Key) -> list[DeploymentView]:
         return [v for v in self._children(DEPLOYMENT, key) if isinstance(v, DeploymentView)]
 

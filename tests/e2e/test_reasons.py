@@ -158,12 +158,6 @@ def test_a_foreign_service_of_our_name_is_left_alone(place: Place) -> None:
         place.found("foreign", "ScaledToZero")
 
 
-def test_what_no_pod_can_be(place: Place) -> None:
-    with place.service("odd", podTemplate={"status": {}}):
-        assert "podTemplate.status" in place.found("odd", "InvalidPodTemplate")
-        place.apply("odd", podTemplate={"spec": {"restartPolicy": "Never"}})
-        assert "restartPolicy" in place.found("odd", "Refused", POD_SECONDS)
-        place.apply("odd", replicas=0)
 def test_what_a_predecessor_left_and_does_not_go(place: Place) -> None:
     place.apply("again", replicas=0)
     place.found("again", "ScaledToZero")
@@ -182,6 +176,12 @@ def _finalizers(place: Place, wanted: list[str] | None) -> None:
     kube.patch("service", "again", place.namespace, {"metadata": {"finalizers": wanted}})
 
 
+def test_what_no_pod_can_be(place: Place) -> None:
+    with place.service("odd", podTemplate={"status": {}}):
+        assert "podTemplate.status" in place.found("odd", "InvalidPodTemplate")
+        place.apply("odd", podTemplate={"spec": {"restartPolicy": "Never"}})
+        assert "restartPolicy" in place.found("odd", "Refused", POD_SECONDS)
+        place.apply("odd", replicas=0)
         place.found("odd", "ScaledToZero")
 
 

@@ -223,6 +223,15 @@ class SmallVolumes:
         kube.apply(volume)
         kube.apply(_claim_of(volume, claim), namespace)
 
+    def offer(self, namespace: str, claim: str, mebibytes: int, storage_class: str) -> str:
+        """A volume of this size for whoever claims one of that class; its name."""
+        name = f"{namespace}-{claim}"
+        volume = yaml.safe_load(_small_volume(name, str(mebibytes)))
+        volume["spec"]["storageClassName"] = storage_class
+        self._names.append(name)
+        kube.apply(volume)
+        return name
+
     def resize(self, namespace: str, claim: str, mebibytes: int) -> None:
         """Another size under the same claim; the files stay."""
         _small_volume(f"{namespace}-{claim}", str(mebibytes))
