@@ -23,13 +23,18 @@ UNTRACKED_BYTES = 6 << 20
 
 
 def activation_bytes(
-    part: ModelConfig, vocab_size: int, engine: EngineConfig, device: DeviceKind
+    part: ModelConfig,
+    vocab_size: int,
+    engine: EngineConfig,
+    device: DeviceKind,
+    lora_values: int = 0,
 ) -> int:
     """Bytes of a step's temporaries. `part` is one GPU's part of the model, which samples from the
-    whole vocabulary."""
+    whole vocabulary; `lora_values` are an adapter's for each token, beside hidden states."""
     tokens = token_budget(device, engine.max_num_batched_tokens, engine.max_num_seqs)
     rows = engine.max_num_seqs
-    hidden = (tokens + rows) * 2 * part.hidden_size + tokens * _normed_heads(part)
+    hidden = (tokens + rows) * 2 * part.hidden_size
+    hidden += tokens * max(_normed_heads(part), lora_values)
     if device == "cpu":
         workspace = workspace_values(part, tokens, rows)
         values = workspace + max(hidden, _drawn(vocab_size))

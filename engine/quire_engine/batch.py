@@ -17,7 +17,8 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The chunks of one step, running sequences first, each sequence at most once."""
+    """The chunks of one step, each sequence at most once: running ones first; where LoRA adapters
+    are in it, by adapter before that."""
 
     chunks: tuple[Chunk, ...]
     queue_seconds: tuple[float, ...] = ()  # of each sequence admitted for the first time

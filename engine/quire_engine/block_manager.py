@@ -8,7 +8,8 @@ A block is in exactly one of three states:
              least recently used first, when the free ones are gone
 
 A full block's hash covers its tokens and, through the previous block's hash, all before them; the
-chain starts from the caller's cache salt, so that tenants with different salts never meet. BLAKE2b
+chain starts from the caller's cache salt, so that tenants with different salts never meet, and from
+the content of the sequence's LoRA adapter, which all of its keys and values depend on. BLAKE2b
 and not Python's hash(): a collision would serve one request another one's keys and values.
 
 All operations are O(1) a block. Blocks are never moved or shared for writing: only full blocks are
@@ -30,9 +31,10 @@ def chain_hash(previous: bytes, token_ids: Items[int]) -> bytes:
     return blake2b(previous + array("q", token_ids).tobytes(), digest_size=32).digest()
 
 
-def root_hash(cache_salt: str) -> bytes:
-    """Where the chain of a caller with `cache_salt` starts."""
-    return blake2b(cache_salt.encode(), digest_size=32, person=b"quire-prefix").digest()
+def root_hash(cache_salt: str, adapter_hash: bytes = b"") -> bytes:
+    """Where the chain of a caller with `cache_salt` starts, over a LoRA adapter or none."""
+    salt = cache_salt.encode()
+    return blake2b(salt, digest_size=32, key=adapter_hash, person=b"quire-prefix").digest()
 
 
 class BlockManager:
@@ -163,7 +165,9 @@ class BlockManager:
     def _hash_blocks(self, sequence: Sequence, num_blocks: int) -> None:
         hashes, size = sequence.block_hashes, self.block_size
         for index in range(len(hashes), num_blocks):
-            previous = hashes[-1] if hashes else root_hash(sequence.cache_salt)
+            previous = (
+                hashes[-1] if hashes else root_hash(sequence.cache_salt, sequence.adapter_hash)
+            )
             tokens = sequence.token_ids[index * size : (index + 1) * size]
             hashes.append(chain_hash(previous, tokens))
 

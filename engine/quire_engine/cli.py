@@ -6,6 +6,7 @@ command that needs it.
 """
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,12 +22,20 @@ from quire_engine.config import (
     Dtype,
     EngineConfig,
     LoadFormat,
+    LoraModule,
     Quantization,
     VerifyMode,
     require_built,
 )
 from quire_engine.errors import EngineError, ExitCode
-from quire_engine.fetch import FetchOptions, PlanOptions, SourceOptions, run_fetch, run_plan
+from quire_engine.fetch import (
+    AdapterFetch,
+    FetchOptions,
+    PlanOptions,
+    SourceOptions,
+    run_fetch,
+    run_plan,
+)
 from quire_engine.memory_plan import parse_bytes
 from quire_engine.settings import ServerSettings
 from quire_engine.termination import report_fatal
@@ -87,6 +96,10 @@ def serve(
         list[str] | None,
         typer.Option(help="What requests call the model; may be repeated. Default: its folder."),
     ] = None,
+    lora_modules: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH of LoRA adapters, served as models; one or several."),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",  # noqa: S104
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
     api_key: Annotated[
@@ -110,6 +123,7 @@ def serve(
     enable_log_requests: Annotated[bool, typer.Option(help="A log line each.")] = False,
 ) -> None:
     """Serve MODEL with an OpenAI-compatible API."""
+    adapters = tuple(LoraModule.parse(text) for text in lora_modules or ())
     config = EngineConfig(
         model=model,
         dtype=dtype,
@@ -128,10 +142,12 @@ def serve(
         tensor_parallel_size=tensor_parallel_size,
         num_threads=num_threads,
         seed=seed,
+        lora_modules=adapters,
     )
     settings = ServerSettings(
         model=model,
         served_model_names=tuple(served_model_name or (_default_name(model),)),
+        lora_modules=adapters,
         host=host,
         port=port,
         api_keys=tuple(api_key or ()),
@@ -146,6 +162,9 @@ def serve(
     take: _Taker = context.obj or _serve  # `plan` asks for the configs alone
     take(settings, config)
 
+
+_MANY_VALUES = "--lora-modules"
+_MODULE = re.compile(r"\{|[^-/=][^/=]*=")
 
 _Taker: TypeAlias = Callable[[ServerSettings, EngineConfig], None]
 
@@ -164,6 +183,10 @@ def fetch(
     uri: Annotated[str, typer.Argument(help="hf://, s3://, gs://, az:// or https:// model.")],
     directory: Annotated[Path, typer.Argument(help="Root of the volume.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="FOLDER=URI[#REVISION] of a LoRA adapter beside it; may be repeated."),
+    ] = None,
     progress_port: Annotated[int | None, typer.Option(help="Port of GET /progress.")] = None,
     verify: Annotated[bool, typer.Option(help="Hash what is there.")] = False,
     repair: Annotated[bool, typer.Option(help="Fetch bad files again.")] = False,
@@ -173,6 +196,7 @@ def fetch(
         uri=uri,
         directory=directory,
         revision=revision,
+        adapters=tuple(AdapterFetch.parse(text) for text in adapter or ()),
         progress_port=progress_port,
         verify=verify,
         repair=repair,
@@ -225,6 +249,7 @@ def _served(model: str, flags: Sequence[str]) -> EngineConfig:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Whatever goes wrong, the last line on stderr says what."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    given = _one_value_a_flag(given)
     try:
         code = get_command(app).main(given, prog_name="quire-engine", standalone_mode=False)
     except typer.TyperException as error:
@@ -241,6 +266,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         traceback.print_exc()
         _fail(ExitCode.INTERNAL, "Internal", f"{type(error).__name__}: {error}")
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _one_value_a_flag(given: Sequence[str]) -> list[str]:
+    """`--lora-modules a=x b=y`, as vLLM takes it, with the flag before each value."""
+    spread: list[str] = []
+    values = 0  # of the flag so far; -1: not behind it
+    for argument in given:
+        values = 0 if argument == _MANY_VALUES else (values + 1 if values >= 0 else -1)
+        if values > 1 and not _MODULE.match(argument):
+            values = -1
+        spread += [_MANY_VALUES, argument] if values > 1 else [argument]
+    return spread
 
 
 def _command_of(error: typer.TyperException) -> str:

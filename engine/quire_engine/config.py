@@ -17,6 +17,38 @@ TOKEN_BUDGETS = {"cpu": 512, "cuda": 8192}
 BUILT_TENSOR_PARALLEL = 1  # GPUs that can share one model
 
 
+class LoraModule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One LoRA adapter, and what requests call it."""
+
+    name: str
+    path: str  # a folder in PEFT's format
+
+    @staticmethod
+    def parse(text: str) -> "LoraModule":
+        """NAME=PATH, or a JSON object with name and path, as vLLM's --lora-modules takes them."""
+        if text.startswith("{"):
+            return LoraModule._from_json(text)
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ConfigError(
+                f"lora_modules must be NAME=PATH, got {text!r}; write --lora-modules "
+                "support=/models/support"
+            )
+        return LoraModule(name, path)
+
+    @staticmethod
+    def _from_json(text: str) -> "LoraModule":
+        try:
+            fields = msgspec.json.decode(text, type=dict[str, str | None])
+            fields.pop("base_model_name", None)  # vLLM's, for cards; there is one base model here
+            return msgspec.convert(fields, LoraModule)
+        except msgspec.MsgspecError as error:
+            raise ConfigError(
+                "lora_modules in JSON must be an object of name, path and base_model_name, got "
+                f"{text!r} ({error}); or write NAME=PATH"
+            ) from error
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the core process is told. Raises ConfigError when a value breaks its rule.
 
@@ -36,6 +68,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     device: Device = "auto"
     """auto: the GPU where there is one, else the CPU."""
+
+    lora_modules: tuple[LoraModule, ...] = ()
+    """LoRA adapters that are served beside the model, each under a name of its own. Their weights
+    are never quantized."""
 
     load_format: LoadFormat = "auto"
     """dummy: random weights of the right shapes, for measuring without a checkpoint."""
@@ -86,6 +122,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         _require(
             bool(self.model), "model must name a folder or a .gguf file", self.model, "give one"
+        )
+        names = [module.name for module in self.lora_modules]
+        _require(
+            len(set(names)) == len(names),
+            "lora_modules must each have a name of its own",
+            ", ".join(names),
+            "name each --lora-modules once",
         )
         for name in (
             "max_model_len",

@@ -1,7 +1,7 @@
 """The engine in one process: add requests, step, collect outputs. `core.py` wraps it in sockets."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from typing import Protocol
 
@@ -30,12 +30,19 @@ class Engine:
     """Requests in, tokens out, one step at a time."""
 
     def __init__(
-        self, scheduler: Scheduler, model: Model, clock: Callable[[], float], seed: int = 0
+        self,
+        scheduler: Scheduler,
+        model: Model,
+        clock: Callable[[], float],
+        seed: int = 0,
+        adapter_hashes: Mapping[str, bytes] | None = None,
     ) -> None:
+        """`adapter_hashes`: of the content of each LoRA adapter that `model` has, by name."""
         self.scheduler = scheduler
         self._model = model
         self._clock = clock
         self._seed = seed
+        self._adapter_hashes = {"": b"", **(adapter_hashes or {})}
         self._num_requests = 0
         self._refused: list[Output] = []
 
@@ -60,8 +67,9 @@ class Engine:
         own_seed = blake2b(f"{self._seed}:{self._num_requests}".encode(), digest_size=8).digest()
         try:
             self._check_ids(request)
+            adapter_hash = self._adapter_hash(request.adapter)
             seed = int.from_bytes(own_seed, "little")
-            self.scheduler.add(Sequence.of(request, self._clock(), seed))
+            self.scheduler.add(Sequence.of(request, self._clock(), seed, adapter_hash))
         except RequestRefused as error:
             self._refuse(request.request_id, str(error))
 
@@ -93,6 +101,16 @@ class Engine:
                     f"{min(ids)} to {max(ids)}; tokenize with this model's own tokenizer"
                 )
 
+    def _adapter_hash(self, adapter: str) -> bytes:
+        found = self._adapter_hashes.get(adapter)
+        if found is None:
+            served = ", ".join(sorted(self._adapter_hashes)[1:]) or "none"
+            raise RequestRefused(
+                f"adapter must be one that is loaded ({served}), got {adapter!r}; start the engine "
+                "with it"
+            )
+        return found
+
     def _report(
         self, batch: Batch, progressions: list[Progression], sampled: list[SampledToken]
     ) -> StepOutputs:
@@ -118,7 +136,14 @@ class Engine:
             queue_seconds=batch.queue_seconds,
             num_free_blocks=blocks.num_free_blocks,
             num_blocks=blocks.num_blocks,
+            running_adapters=self._adapters_of(scheduler.running),
+            waiting_adapters=self._adapters_of(scheduler.waiting),
         )
+
+    def _adapters_of(self, sequences: Iterable[Sequence]) -> tuple[str, ...]:
+        if len(self._adapter_hashes) == 1:
+            return ()
+        return tuple(sorted({sequence.adapter for sequence in sequences} - {""}))
 
 
 def _output(progression: Progression, token: SampledToken) -> Output:

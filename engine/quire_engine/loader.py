@@ -48,7 +48,7 @@ def load_model(
     model, source = _open(config)
     num_positions = context_limit(model, config)
     check_names(model, source.names)
-    weight_dtype = _weight_dtype(config, device, source)
+    weight_dtype = matrix_dtype(config, device)
     activation_dtype = torch.float32 if device.type == "cpu" else weight_dtype or torch.bfloat16
     reader = _Reader(
         source,
@@ -95,9 +95,7 @@ def _open(config: EngineConfig) -> tuple[ModelConfig, WeightSource]:
     return model, SafetensorsSource(path)
 
 
-def _weight_dtype(
-    config: EngineConfig, device: torch.device, source: WeightSource
-) -> torch.dtype | None:
+def matrix_dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
     """What matrices are converted to; None keeps the checkpoint's own dtype. So does float32 on a
     CPU: narrower values are widened in registers, and lie in half the bytes."""
     if device.type == "cpu" and config.dtype in ("auto", "float32"):

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import msgspec
 
 from quire_engine.activations import activation_bytes
+from quire_engine.adapters import AdapterFacts, adapter_bytes, lora_values
 from quire_engine.config import BUILT_TENSOR_PARALLEL, EngineConfig, token_budget
 from quire_engine.errors import ConfigError
 from quire_engine.models.config import ModelConfig
@@ -51,6 +52,7 @@ class MemoryPlan:
     parameters: int  # of the whole model
     weight_bytes: int
     weight_dtype: str
+    adapter_bytes: int  # of all LoRA adapters; on each GPU whole
     kv_bytes_per_token: int
     activation_bytes: int
     table_bytes: int  # rotary cosines and sines
@@ -74,8 +76,8 @@ class MemoryPlan:
     @property
     def fixed_bytes(self) -> int:
         """All but the KV cache."""
-        loaded = self.weight_bytes + self.table_bytes + self.activation_bytes
-        return self.runtime_bytes + loaded
+        loaded = self.weight_bytes + self.adapter_bytes + self.table_bytes
+        return self.runtime_bytes + loaded + self.activation_bytes
 
     @property
     def fits(self) -> bool | None:
@@ -90,6 +92,7 @@ def make_plan(
     engine: EngineConfig,
     device: DeviceKind,
     memory_bytes: int | None,
+    adapters: tuple[AdapterFacts, ...] = (),
 ) -> MemoryPlan:
     """The plan of this model under these settings, with `refusal` set where it does not fit.
 
@@ -97,7 +100,9 @@ def make_plan(
     that cannot be served in any memory.
     """
     require_quantizable(model, weights, engine, device)
-    again = partial(_planned, model, weights, device=device, memory_bytes=memory_bytes)
+    again = partial(
+        _planned, model, weights, device=device, memory_bytes=memory_bytes, adapters=adapters
+    )
     plan = again(engine)
     if plan.fits is False:
         return replace(plan, refusal=_refusal(plan, model, engine, again))
@@ -122,6 +127,8 @@ def plan_rows(plan: MemoryPlan) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{plan.parameters:,}"
     exact = f"({plan.weight_bytes:,} B, {plan.weight_dtype})"
     yield "weights", f"{gibibytes(plan.weight_bytes)} {exact}"
+    if plan.adapter_bytes:
+        yield "LoRA adapters", gibibytes(plan.adapter_bytes)
     yield "activations, at most", gibibytes(plan.activation_bytes)
     yield "rotary table", gibibytes(plan.table_bytes)
     if plan.runtime_bytes:
@@ -177,6 +184,7 @@ def _planned(
     *,
     device: DeviceKind,
     memory_bytes: int | None,
+    adapters: tuple[AdapterFacts, ...],
 ) -> MemoryPlan:
     limit = context_limit(model, engine)
     part = part_of(model, engine.tensor_parallel_size)
@@ -187,8 +195,11 @@ def _planned(
         parameters=weights.parameters,
         weight_bytes=weight_bytes(part, weights, engine, device),
         weight_dtype=weight_dtype(weights, engine, device),
+        adapter_bytes=sum(adapter_bytes(a, model, engine, device) for a in adapters),
         kv_bytes_per_token=part.kv_bytes_per_token(compute_bytes),
-        activation_bytes=activation_bytes(part, model.vocab_size, engine, device),
+        activation_bytes=activation_bytes(
+            part, model.vocab_size, engine, device, lora_values(part, adapters)
+        ),
         table_bytes=_table_bytes(model, limit),
         runtime_bytes=CPU_RUNTIME_BYTES if device == "cpu" else 0,
         block_size=engine.block_size,

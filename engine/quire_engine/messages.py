@@ -41,6 +41,7 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     cache_salt: str = ""  # part of the prefix cache's hash chain: tenants do not see each other's
+    adapter: str = ""  # name of a LoRA adapter in the core's config; empty: the model itself
 
 
 class AbortRequests(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
@@ -91,6 +92,8 @@ class CoreStats(msgspec.Struct, frozen=True, kw_only=True):
     queue_seconds: tuple[float, ...] = ()  # of each request first scheduled in this step
     num_free_blocks: int = 0
     num_blocks: int = 0
+    running_adapters: tuple[str, ...] = ()  # named by sequences, sorted
+    waiting_adapters: tuple[str, ...] = ()
 
 
 class StepOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="step"):

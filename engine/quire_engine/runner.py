@@ -1,5 +1,8 @@
 """Runs a batch: from the scheduler's chunks to the model's tensors, and to logits."""
 
+from collections.abc import Mapping
+from itertools import groupby
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,6 +11,7 @@ from quire_engine.batch import Batch, Chunk
 from quire_engine.loader import LoadedModel
 from quire_engine.messages import RequestId, SamplingParams
 from quire_engine.models.decoder import StepInputs, allocate_kv_cache
+from quire_engine.models.lora import Adapter, AdapterRows
 from quire_engine.sequence import Sequence
 
 
@@ -15,14 +19,21 @@ class ModelRunner:
     """Owns the memory of KV cache and workspace; the block manager owns which block is whose."""
 
     def __init__(
-        self, model: LoadedModel, num_blocks: int, block_size: int, workspace: Tensor | None = None
+        self,
+        model: LoadedModel,
+        num_blocks: int,
+        block_size: int,
+        workspace: Tensor | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
     ) -> None:
-        """`workspace` is for `Decoder.forward`, as large as the largest step asks for."""
+        """`workspace` is for `Decoder.forward`, as large as the largest step asks for. `adapters`
+        are those that sequences may name."""
         self.vocab_size = model.decoder.config.vocab_size
         self._decoder = model.decoder
         self._device = model.device
         self._block_size = block_size
         self._workspace = workspace
+        self._adapters = dict(adapters or {})
         self._caches = allocate_kv_cache(
             model.decoder.config, num_blocks, block_size, model.activation_dtype, model.device
         )
@@ -31,20 +42,29 @@ class ModelRunner:
     def run(self, batch: Batch) -> Tensor:
         """Logits [R, vocab] float32: a row for each chunk that samples, in order. They are good
         until the next run."""
-        inputs = build_inputs(batch.chunks, self._block_size, self._device)
+        inputs = build_inputs(batch.chunks, self._block_size, self._device, self._adapters)
         return self._decoder.forward(inputs, self._caches, self._workspace)
 
     def warm_up(self) -> None:
-        """One forward pass that writes to block 0, which nobody holds yet."""
-        sequence = Sequence(
-            request_id=RequestId("warm-up"), sampling=SamplingParams(), cache_salt="",
-            arrival_time=0.0, num_prompt_tokens=1, token_ids=[0], block_table=[0],
-        )  # fmt: skip
-        self.run(Batch((Chunk(sequence, 1, samples=True),)))
+        """One forward pass, of the model and of each adapter, that writes to block 0, which nobody
+        holds yet."""
+        for adapter in ("", *self._adapters):
+            sequence = Sequence(
+                request_id=RequestId("warm-up"), sampling=SamplingParams(), cache_salt="",
+                arrival_time=0.0, num_prompt_tokens=1, token_ids=[0], block_table=[0],
+                adapter=adapter,
+            )  # fmt: skip
+            self.run(Batch((Chunk(sequence, 1, samples=True),)))
 
 
-def build_inputs(chunks: tuple[Chunk, ...], block_size: int, device: torch.device) -> StepInputs:
-    """The tensors of a step, flattened over its chunks."""
+def build_inputs(
+    chunks: tuple[Chunk, ...],
+    block_size: int,
+    device: torch.device,
+    adapters: Mapping[str, Adapter] | None = None,
+) -> StepInputs:
+    """The tensors of a step, flattened over its chunks, of which those of one adapter lie side by
+    side."""
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -67,7 +87,25 @@ def build_inputs(chunks: tuple[Chunk, ...], block_size: int, device: torch.devic
         seq_lens=_tensor(seq_lens, np.int32, device),
         block_tables=_block_tables(chunks, device),
         logits_rows=_tensor(rows, np.int64, device),
+        adapters=_adapter_rows(chunks, adapters or {}),
     )
+
+
+def _adapter_rows(
+    chunks: tuple[Chunk, ...], adapters: Mapping[str, Adapter]
+) -> tuple[AdapterRows, ...]:
+    """Which rows are whose, in one pass; empty where no sequence names an adapter."""
+    found: list[AdapterRows] = []
+    token = sampled = 0
+    for adapter, group in groupby(chunks, key=lambda chunk: chunk.sequence.adapter):
+        members = list(group)
+        tokens = sum(chunk.num_tokens for chunk in members)
+        samples = sum(chunk.samples for chunk in members)
+        if adapter:
+            rows = slice(token, token + tokens), slice(sampled, sampled + samples)
+            found.append(AdapterRows(adapters[adapter], *rows))
+        token, sampled = token + tokens, sampled + samples
+    return tuple(found)
 
 
 def _block_tables(chunks: tuple[Chunk, ...], device: torch.device) -> Tensor:

@@ -87,6 +87,9 @@ class Scheduler:
             assert chunk is not None, "an admitted sequence has room for all of its tokens"
             chunks.append(chunk)
             budget -= chunk.num_tokens
+        if any(chunk.sequence.adapter for chunk in chunks):
+            # Side by side, so that an adapter's products are one call each.
+            chunks.sort(key=lambda chunk: chunk.sequence.adapter)
         return Batch(tuple(chunks), tuple(queue_seconds))
 
     def finish_step(self, batch: Batch, token_ids: Items[int | None]) -> list[Progression]:

@@ -21,6 +21,8 @@ class Sequence:
     num_prompt_tokens: int
     token_ids: list[int]
     seed: int = 0  # of the sampler
+    adapter: str = ""  # name of its LoRA adapter; empty: the model itself
+    adapter_hash: bytes = b""  # of that adapter's content
     num_computed_tokens: int = 0  # whose keys and values lie in the cache
     num_cached_tokens: int = 0  # of the prompt, taken from the prefix cache at first admission
     num_preemptions: int = 0
@@ -29,7 +31,9 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks, as far as known
 
     @classmethod
-    def of(cls, request: AddRequest, arrival_time: float, seed: int = 0) -> "Sequence":
+    def of(
+        cls, request: AddRequest, arrival_time: float, seed: int = 0, adapter_hash: bytes = b""
+    ) -> "Sequence":
         """The sequence that `request` asks for. `seed` counts when the request brings none."""
         return cls(
             request_id=request.request_id,
@@ -39,6 +43,8 @@ class Sequence:
             num_prompt_tokens=len(request.prompt_token_ids),
             token_ids=list(request.prompt_token_ids),
             seed=seed if request.sampling.seed is None else request.sampling.seed,
+            adapter=request.adapter,
+            adapter_hash=adapter_hash,
         )
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from quire_engine.config import LoraModule
 from quire_engine.errors import ConfigError
 
 DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
@@ -19,6 +20,9 @@ class ServerSettings:
 
     served_model_names: tuple[str, ...]
     """Names that a request's `model` may carry; the first is the one that answers carry."""
+
+    lora_modules: tuple[LoraModule, ...] = ()
+    """LoRA adapters: each has a name that a request's `model` may carry, and no other model has."""
 
     host: str = "0.0.0.0"  # noqa: S104  a pod is reached through its own address
     """Address to listen on."""
@@ -63,6 +67,12 @@ class ServerSettings:
                 f"served_model_name must not be empty, got {self.served_model_names!r}; "
                 "leave out --served-model-name for the model folder's name"
             )
+        for module in self.lora_modules:
+            if module.name in self.served_model_names:
+                raise ConfigError(
+                    f"lora_modules must have names that the model has not, got {module.name!r}; "
+                    "rename it in --lora-modules, or give another --served-model-name"
+                )
         if any(not key for key in self.api_keys):
             raise ConfigError(
                 "api_key must not be empty, got ''; leave out --api-key to serve everybody"

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,20 +11,23 @@ import torch
 
 import quire_kernels as kernels
 from quire_engine.activations import workspace_values
+from quire_engine.adapter_loader import load_adapter
 from quire_engine.allocator import exact_allocations
 from quire_engine.block_manager import BlockManager
 from quire_engine.config import EngineConfig, require_built
 from quire_engine.engine import Engine
 from quire_engine.errors import DoesNotFit, NoDevice
-from quire_engine.fetch.headers import ModelFacts, read_dummy, read_local
-from quire_engine.fetch.verification import start_verification
-from quire_engine.loader import LoadedModel, load_model
+from quire_engine.fetch.headers import ModelFacts, read_dummy, read_local, read_local_adapter
+from quire_engine.fetch.verification import Verification, start_verification
+from quire_engine.loader import LoadedModel, load_model, matrix_dtype
 from quire_engine.machine import engine_memory_bytes, num_cpus
 from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
 from quire_engine.messages import CoreReady
 from quire_engine.models.decoder import lazy_zeros
+from quire_engine.models.lora import Adapter
 from quire_engine.runner import ModelRunner
 from quire_engine.scheduler import Scheduler
+from quire_engine.weight_facts import DeviceKind
 
 logger = logging.getLogger(__name__)
 
@@ -52,19 +56,21 @@ def start_engine(
     require_built(config)
     device = choose_device(config)
     kernels.set_num_threads(config.num_threads or num_cpus())
-    with start_verification(Path(config.model), config.verify_weights) as verification:
+    with _verifications(config) as verifications:
         plan = plan_memory(config, device)
         stopwatch.lap("plan")
         assert plan.num_blocks is not None, "the memory is known here"
         with exact_allocations():
             model = load_model(config, device, on_tensor)
+            adapters = _load_adapters(config, model, on_tensor)
             stopwatch.lap("weights")
             workspace = _workspace(model, plan)
-            runner = ModelRunner(model, plan.num_blocks, config.block_size, workspace)
+            runner = ModelRunner(model, plan.num_blocks, config.block_size, workspace, adapters)
         stopwatch.lap("kv_cache")
         runner.warm_up()
         stopwatch.lap("warmup")
-        verification.wait(on_tensor)
+        for verification in verifications:
+            verification.wait(on_tensor)
     stopwatch.lap("verify")
     blocks = BlockManager(
         plan.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
@@ -89,7 +95,29 @@ def start_engine(
         kv_cache_bytes=plan.num_blocks * plan.block_bytes,
         startup_seconds=stopwatch.seconds,
     )
-    return Engine(scheduler, runner, time.monotonic, config.seed), ready
+    hashes = {name: adapter.content_hash for name, adapter in adapters.items()}
+    return Engine(scheduler, runner, time.monotonic, config.seed, hashes), ready
+
+
+@contextmanager
+def _verifications(config: EngineConfig) -> Iterator[list[Verification]]:
+    """Of the model and of each adapter, beside the loading."""
+    folders = [config.model, *(module.path for module in config.lora_modules)]
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(start_verification(Path(folder), config.verify_weights))
+            for folder in folders
+        ]
+
+
+def _load_adapters(
+    config: EngineConfig, model: LoadedModel, on_tensor: Callable[[], None]
+) -> dict[str, Adapter]:
+    dtype = matrix_dtype(config, model.device)
+    return {
+        module.name: load_adapter(Path(module.path), model, dtype, on_tensor)
+        for module in config.lora_modules
+    }
 
 
 def plan_memory(config: EngineConfig, device: torch.device) -> MemoryPlan:
@@ -97,7 +125,11 @@ def plan_memory(config: EngineConfig, device: torch.device) -> MemoryPlan:
     on_gpu = device.type == "cuda"
     memory = torch.cuda.mem_get_info(device)[1] if on_gpu else engine_memory_bytes()
     facts = _facts(config)
-    plan = make_plan(facts.config, facts.weights, config, "cuda" if on_gpu else "cpu", memory)
+    adapters = tuple(
+        read_local_adapter(Path(module.path), facts.config) for module in config.lora_modules
+    )
+    kind: DeviceKind = "cuda" if on_gpu else "cpu"
+    plan = make_plan(facts.config, facts.weights, config, kind, memory, adapters)
     logger.info("plan: %s", "; ".join(f"{name} {value}" for name, value in plan_rows(plan)))
     if plan.refusal is not None:
         raise DoesNotFit(plan.refusal)

@@ -16,16 +16,21 @@ def _link(previous: bytes, token_id: int) -> bytes:
     return blake2b(previous + token_id.to_bytes(8, "little"), digest_size=8).digest()
 
 
+def _root(cache_salt: str, adapter: str) -> bytes:
+    """Before the first token: a tenant, and a LoRA adapter or none."""
+    return f"{adapter}/{cache_salt}".encode()
+
+
 def _answer(links: list[bytes], vocab_size: int) -> int:
     digest = blake2b(b"".join(links), digest_size=4).digest()
     return int.from_bytes(digest, "little") % vocab_size
 
 
 def complete(
-    prompt: list[int], num_tokens: int, vocab_size: int, cache_salt: str = ""
+    prompt: list[int], num_tokens: int, vocab_size: int, cache_salt: str = "", adapter: str = ""
 ) -> list[int]:
     """The answer that a right engine gives to `prompt` over FakeModel, ignoring stop ids."""
-    links = [cache_salt.encode()]
+    links = [_root(cache_salt, adapter)]
     for token_id in prompt:
         links.append(_link(links[-1], token_id))
     tokens: list[int] = []
@@ -40,7 +45,7 @@ class FakeModel:
     """Keeps a hash of the history where a model keeps keys and values, and reads all of them back.
 
     It goes through the block tables as attention does: a block shared wrongly (another history,
-    another tenant's salt), overwritten or forgotten changes the answer.
+    another tenant's salt or adapter), overwritten or forgotten changes the answer.
     """
 
     block_size: int
@@ -70,7 +75,7 @@ class FakeModel:
             previous = (
                 self.cells[self._slot(sequence, position - 1)]
                 if position
-                else sequence.cache_salt.encode()
+                else _root(sequence.cache_salt, sequence.adapter)
             )
             link = _link(previous, sequence.token_ids[position])
             self.cells[self._slot(sequence, position)] = link

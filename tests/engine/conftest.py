@@ -1,5 +1,6 @@
 import copy
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 import zmq
 
+from quire_cluster.tiny_adapters import write_tiny_adapter
 from quire_engine.config import EngineConfig
 from quire_engine.messages import FromCore
 from quire_engine.progress import ProgressFile
@@ -90,6 +92,17 @@ def tiny_model(reference_model, tmp_path_factory):
         return folder
 
     return tiny_model
+
+
+@pytest.fixture
+def make_adapter(tmp_path):
+    """Writes a random LoRA adapter for the model in a folder; gives its folder."""
+
+    def make_adapter(model, name="adapter", **fields):
+        config = json.loads((model / "config.json").read_text())
+        return write_tiny_adapter(tmp_path / name, config, **fields)
+
+    return make_adapter
 
 
 RECEIVE_MS = 60_000  # a core that imports torch on a busy machine

@@ -43,6 +43,13 @@ def test_a_sequence_takes_blocks_for_its_tokens_and_gives_them_back(blocks):
     blocks.check_integrity([])
 
 
+def test_an_adapters_content_begins_another_chain():
+    roots = {root_hash("", b""), root_hash("", b"1" * 32), root_hash("", b"2" * 32)}
+    roots |= {root_hash("salt", b""), root_hash("salt", b"1" * 32)}
+    assert len(roots) == 5
+    assert root_hash("") == root_hash("", b"")
+
+
 def test_growing_within_a_block_takes_none(blocks):
     sequence = sequence_of(range(9))
     blocks.allocate(sequence, 9)

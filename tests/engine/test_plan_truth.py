@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quire_engine.config import EngineConfig
-from quire_engine.fetch.headers import read_local
-from quire_engine.fetch.plan_command import plan_of
+from quire_engine.config import EngineConfig, LoraModule
+from quire_engine.fetch.options import PlanOptions
+from quire_engine.fetch.plan_command import find, plan_of
 from quire_engine.messages import AddRequest, CoreReady, RequestId, SamplingParams, Shutdown
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
@@ -40,12 +40,14 @@ class Precision:
     flags: dict[str, str]
     stored: torch.dtype = torch.bfloat16
     value_bytes: float = 2.0  # that a weight takes, to know that the case is what it says
+    num_adapters: int = 0
 
 
 PRECISIONS = {
     "bf16": Precision({}),
     "fp32": Precision({}, torch.float32, 4.0),
     "int8": Precision({"quantization": "int8"}, value_bytes=1 + 2 / 64),
+    "adapters": Precision({}, num_adapters=3),
 }
 
 
@@ -96,7 +98,7 @@ class Memory:
                 self.peak = max(self.peak, self.used())
 
 
-def request(number: int, prompt_len: int, max_tokens: int) -> AddRequest:
+def request(number: int, prompt_len: int, max_tokens: int, adapter: str) -> AddRequest:
     first = 1000 * number  # no prefix is shared
     return AddRequest(
         request_id=RequestId(str(number)),
@@ -104,18 +106,23 @@ def request(number: int, prompt_len: int, max_tokens: int) -> AddRequest:
         sampling=SamplingParams(
             temperature=1.0, top_p=0.9, max_tokens=max_tokens, num_logprobs=2, min_tokens=max_tokens
         ),
+        adapter=adapter,
     )
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_used_is_what_was_planned(core, checkpoint, name):
+def test_used_is_what_was_planned(core, checkpoint, make_adapter, name):
     precision = PRECISIONS[name]
     model = checkpoint(precision.stored)
-    config = EngineConfig(model=str(model), device="cpu", **SHAPE, **precision.flags)
-    plan = plan_of(read_local(model), config, None)
-    running = core(
-        model, num_threads=2, kv_cache_memory_bytes=None, **SHAPE, **precision.flags
-    ).start()
+    adapters = tuple(
+        LoraModule(f"a{number}", str(make_adapter(model, f"a{number}", rank=16)))
+        for number in range(precision.num_adapters)
+    )
+    flags = {**SHAPE, **precision.flags, "lora_modules": adapters}
+    config = EngineConfig(model=str(model), device="cpu", **flags)
+    found = find(PlanOptions(model=str(model), engine=config))
+    plan = plan_of(found.facts, config, None, found.adapters)
+    running = core(model, num_threads=2, kv_cache_memory_bytes=None, **flags).start()
     while running.progress.read().pending == 0:  # it imports
         time.sleep(0.0005)
     memory = Memory(running.process.pid)
@@ -123,12 +130,13 @@ def test_used_is_what_was_planned(core, checkpoint, name):
     assert isinstance(ready, CoreReady)
     assert (ready.num_blocks, ready.weight_bytes) == (plan.num_blocks, plan.weight_bytes)
     assert ready.weight_bytes == pytest.approx(plan.parameters * precision.value_bytes, rel=0.01)
-    loaded = plan.weight_bytes + plan.table_bytes
+    loaded = plan.weight_bytes + plan.adapter_bytes + plan.table_bytes
     assert memory.used() == pytest.approx(loaded, rel=TOLERANCE)
 
-    running.send(request(0, BUDGET, 1))  # one step of the whole budget; meanwhile
+    names = [module.name for module in adapters] or [""]
+    running.send(request(0, BUDGET, 1, names[0]))  # one step of the whole budget; meanwhile
     for number in range(1, NUM_SEQS + 1):
-        running.send(request(number, PROMPT, ANSWER))
+        running.send(request(number, PROMPT, ANSWER, names[number % len(names)]))
     fewest_free, most_running, num_ended = plan.num_blocks, 0, 0
     while num_ended <= NUM_SEQS:
         message = running.receive()

@@ -1,5 +1,7 @@
 """Scheduler and block manager as a state machine: no leak, no starvation, no wrong answer."""
 
+from itertools import groupby
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -40,8 +42,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt=st.lists(st.integers(0, 1), min_size=0, max_size=MAX_MODEL_LEN + 1),
         max_tokens=st.integers(1, 12),
         salt=st.sampled_from(["", "", "tenant"]),
+        adapter=st.sampled_from(["", "", "one", "two"]),
     )
-    def add(self, prompt: list[int], max_tokens: int, salt: str) -> None:
+    def add(self, prompt: list[int], max_tokens: int, salt: str, adapter: str) -> None:
         request_id = RequestId(str(len(self.arrivals)))
         self.arrivals[request_id] = len(self.arrivals)
         request = AddRequest(
@@ -49,8 +52,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             prompt_token_ids=tuple(prompt),
             sampling=SamplingParams(temperature=0, max_tokens=max_tokens),
             cache_salt=salt,
+            adapter=adapter,
         )
-        sequence = Sequence.of(request, arrival_time=float(len(self.arrivals)))
+        arrival_time = float(len(self.arrivals))
+        sequence = Sequence.of(request, arrival_time, adapter_hash=adapter.encode())
         try:
             self.scheduler.add(sequence)
         except RequestRefused:
@@ -74,6 +79,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         batch = self.scheduler.schedule(now=1e6)
         assert 0 < batch.num_tokens <= TOKEN_BUDGET
         assert len({id(chunk.sequence) for chunk in batch.chunks}) == len(batch.chunks)
+        adapters = [chunk.sequence.adapter for chunk in batch.chunks]
+        assert len(list(groupby(adapters))) == len(set(adapters)), "side by side"
         assert all(chunk.num_tokens > 0 for chunk in batch.chunks)
         tokens = self.model.next_tokens(batch)
         for progression in self.scheduler.finish_step(batch, tokens):
@@ -87,7 +94,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prompt = sequence.token_ids[: sequence.num_prompt_tokens]
         room = MAX_MODEL_LEN - len(prompt)
         num_tokens = min(sequence.sampling.max_tokens, room)
-        expected = complete(prompt, num_tokens, 3, sequence.cache_salt)
+        expected = complete(prompt, num_tokens, 3, sequence.cache_salt, sequence.adapter)
         assert sequence.token_ids[len(prompt) :] == expected
 
     @invariant()

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from quire_engine import start
-from quire_engine.config import EngineConfig
+from quire_engine.adapter_loader import load_adapter
+from quire_engine.config import EngineConfig, LoraModule
 from quire_engine.errors import ConfigError, DoesNotFit, ModelCorrupt, NoDevice
 from quire_engine.fetch.headers import read_local
 from quire_engine.fetch.manifest import Manifest, ManifestFile
-from quire_engine.fetch.plan_command import plan_of
+from quire_engine.fetch.options import PlanOptions
+from quire_engine.fetch.plan_command import find, plan_of
+from quire_engine.loader import load_model
 from quire_engine.memory_plan import CPU_RUNTIME_BYTES
 from quire_engine.messages import AddRequest, RequestId, SamplingParams
 
@@ -126,6 +129,116 @@ def test_the_budget_has_a_token_for_each_sequence(config):
     assert budget() == 512
     assert budget(max_num_seqs=600) == 600
     assert budget(max_num_seqs=4, max_num_batched_tokens=32) == 32
+
+
+def answers(engine, requests):
+    """The tokens that the engine gives to (name, adapter) pairs, all of them there at once."""
+    for name, adapter in requests:
+        engine.add_request(
+            AddRequest(
+                request_id=RequestId(name),
+                prompt_token_ids=tuple(range(40)),
+                sampling=SamplingParams(temperature=0, max_tokens=12),
+                adapter=adapter,
+            )
+        )
+    tokens = {name: [] for name, _ in requests}
+    while engine.num_pending:
+        for output in engine.step().outputs:
+            tokens[output.request_id] += output.token_ids or [output.error]
+    engine.idle_report()
+    return tokens
+
+
+@pytest.fixture
+def adapted(config, make_adapter):
+    """Makes a config of the tiny model with two adapters."""
+    model = Path(config().model)
+    modules = tuple(
+        LoraModule(name, str(make_adapter(model, name, seed=seed, alpha=400)))
+        for name, seed in (("one", 1), ("two", 2))
+    )
+    return lambda **fields: config(lora_modules=modules, **fields)
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_adapters_answer_in_one_batch_as_they_do_alone(adapted, quantization):
+    wanted = [("base", ""), ("first", "one"), ("again", "one"), ("second", "two")]
+    together, _ = start.start_engine(adapted(quantization=quantization))
+    mixed = answers(together, wanted)
+    for name, adapter in wanted:
+        alone, _ = start.start_engine(adapted(quantization=quantization))
+        assert answers(alone, [(name, adapter)])[name] == mixed[name]
+    assert mixed["first"] == mixed["again"]
+    assert len({tuple(tokens) for tokens in mixed.values()}) == 3
+
+
+def test_a_prefix_is_shared_under_one_adapter_only(adapted):
+    engine, _ = start.start_engine(adapted())
+    first = answers(engine, [("a", "one")])
+    assert answers(engine, [("b", "two")])["b"] != first["a"]
+    answers(engine, [("c", "")])
+    assert engine.scheduler.counters.prefix_cache_hits == 0
+    assert answers(engine, [("d", "one")])["d"] == first["a"]
+    assert engine.scheduler.counters.prefix_cache_hits == 32
+
+
+def test_the_stats_name_the_adapters_there_are(adapted):
+    engine, _ = start.start_engine(adapted(max_num_seqs=1))
+    for name, adapter in (("a", "two"), ("b", "one"), ("c", "")):
+        engine.add_request(
+            AddRequest(
+                request_id=RequestId(name), prompt_token_ids=(1,), sampling=SamplingParams(),
+                adapter=adapter,
+            )
+        )  # fmt: skip
+    stats = engine.step().stats
+    assert (stats.running_adapters, stats.waiting_adapters) == (("two",), ("one",))
+
+
+def test_an_adapter_that_is_not_loaded_is_refused_alone(adapted):
+    engine, _ = start.start_engine(adapted())
+    [message] = answers(engine, [("a", "three")])["a"]
+    assert message.startswith("adapter must be one that is loaded (one, two), got 'three'")
+
+
+def test_adapters_take_what_is_planned(adapted, config, monkeypatch):
+    """And leave as much less to the cache: plan and start count by one function."""
+    monkeypatch.setattr(start, "engine_memory_bytes", lambda: CPU_RUNTIME_BYTES + 64 * MIB)
+    engine = adapted(kv_cache_memory_bytes=None)
+    plan = start.plan_memory(engine, torch.device("cpu"))
+    told = find(PlanOptions(model=engine.model, engine=engine))
+    memory = CPU_RUNTIME_BYTES + 64 * MIB
+    assert plan == plan_of(told.facts, engine, memory, told.adapters)
+    loaded = load_model(engine, torch.device("cpu"))
+    adapters = [load_adapter(Path(m.path), loaded, None) for m in engine.lora_modules]
+    assert plan.adapter_bytes == sum(adapter.nbytes for adapter in adapters) > 0
+    bare = start.plan_memory(config(kv_cache_memory_bytes=None), torch.device("cpu"))
+    assert bare.adapter_bytes == 0
+    assert plan.fixed_bytes - bare.fixed_bytes >= plan.adapter_bytes
+    _, ready = start.start_engine(engine)
+    assert ready.num_blocks == plan.num_blocks < bare.num_blocks
+
+
+def test_an_adapter_is_held_against_its_manifest(adapted, tmp_path):
+    """Equal size, another byte: found by the hash before anything is served."""
+    engine = adapted()
+    fetched = tmp_path / "fetched" / "model"
+    shutil.copytree(engine.lora_modules[0].path, fetched)
+    files = tuple(
+        ManifestFile(p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest())
+        for p in fetched.iterdir()
+    )
+    manifest = Manifest(uri="hf://o/a", revision="", commit="c", files=files, bytes_total=0)
+    (fetched.parent / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    config = msgspec.structs.replace(engine, lora_modules=(LoraModule("a", str(fetched)),))
+    start.start_engine(config)
+    weights = fetched / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ModelCorrupt, match=r"adapter_model\.safetensors: its sha256 is"):
+        start.start_engine(config)
 
 
 @pytest.fixture

@@ -143,6 +143,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     root: str
     max_model_len: int | None
+    parent: str | None = None  # of a LoRA adapter: the model that it is for
     object: Literal["model"] = "model"
     owned_by: str = "quire"
 

@@ -48,6 +48,7 @@ class Handlers:
         self._settings = settings
         self._client = client
         self._model = model
+        self._adapters = {module.name: module.path for module in settings.lora_modules}
         self._created = int(time.time())
 
     async def chat_completions(self, request: Request) -> Response:
@@ -71,7 +72,7 @@ class Handlers:
         )
         num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
         head = self._head(body, "chatcmpl", wants_logprobs=num_logprobs is not None)
-        job = _job(head.id, body, [prompt], model, arrived, num_logprobs)
+        job = _job(head.id, body, [prompt], model, arrived, num_logprobs, self._adapter(body.model))
         return self._answer(body, job, ChatShape(head, model.tokenizer))
 
     async def completions(self, request: Request) -> Response:
@@ -84,7 +85,7 @@ class Handlers:
         self._client.require_room(len(given) * (body.n or 1))
         prompts = await _encoded(given, body, model)
         head = self._head(body, "cmpl", wants_logprobs=body.logprobs is not None)
-        job = _job(head.id, body, prompts, model, arrived, body.logprobs)
+        job = _job(head.id, body, prompts, model, arrived, body.logprobs, self._adapter(body.model))
         return self._answer(body, job, CompletionShape(head, model.tokenizer))
 
     async def tokenize(self, request: Request) -> Response:
@@ -129,7 +130,8 @@ class Handlers:
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
-        return json_response(answers.ModelList(data=[self._card(name) for name in self._names]))
+        names = (*self._names, *self._adapters)
+        return json_response(answers.ModelList(data=[self._card(name) for name in names]))
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{model}."""
@@ -146,8 +148,9 @@ class Handlers:
         return answers.ModelCard(
             id=name,
             created=self._created,
-            root=self._settings.model,
+            root=self._adapters.get(name, self._settings.model),
             max_model_len=None if ready is None else ready.max_model_len,
+            parent=self._names[0] if name in self._adapters else None,
         )
 
     def _ready_model(self) -> "ServedModel":
@@ -162,12 +165,17 @@ class Handlers:
         return await read_body(request, self._settings.max_body_bytes)
 
     def _check_model_name(self, name: str | None) -> None:
-        if name is not None and name not in self._names:
+        if name is not None and name not in self._names and name not in self._adapters:
+            served = ", ".join((*self._names, *self._adapters))
             raise ModelNotFound(
-                f"model must be one that is served here ({', '.join(self._names)}), got {name!r}; "
+                f"model must be one that is served here ({served}), got {name!r}; "
                 "see GET /v1/models",
                 param="model",
             )
+
+    def _adapter(self, name: str | None) -> str:
+        """The LoRA adapter that a request's `model` means; empty for the model itself."""
+        return name if name is not None and name in self._adapters else ""
 
     def _head(
         self, body: ChatCompletionRequest | CompletionRequest, prefix: str, *, wants_logprobs: bool
@@ -236,6 +244,7 @@ def _job(
     model: "ServedModel",
     arrived: float,
     num_logprobs: int | None,
+    adapter: str,
 ) -> Job:
     """The sequences and choices for each of `n` answers to each prompt, numbered as OpenAI does."""
     stops = stop_strings(body.stop)
@@ -257,6 +266,7 @@ def _job(
                 prompt_token_ids=prompt,
                 sampling=params,
                 cache_salt=body.cache_salt or "",
+                adapter=adapter,
             )
         )
         choices.append(_choice(index, request_id, body, prompt, model, stops))

@@ -67,6 +67,7 @@ class Metrics:
         # `_created` series are a third of the page, and nobody reads them
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._model_name = model_name
+        self._wall = wall
         self.registry = CollectorRegistry()
         self.mean_e2e_seconds = 0.0
         labels = (model_name, ENGINE)
@@ -108,9 +109,11 @@ class Metrics:
         self.registry.register(histogram)
         return histogram
 
-    def watch(self, core: CoreView) -> None:
+    def watch(self, core: CoreView, num_adapters: int = 0) -> None:
         """Export the core's state from now on."""
         self.registry.register(_CoreCollector(core, self._model_name))
+        if num_adapters:
+            self.registry.register(_AdapterCollector(core, num_adapters, self._wall))
 
     def observe_step(self, stats: CoreStats) -> None:
         """One step's report."""
@@ -200,6 +203,26 @@ class _StartupCollector(Collector):
         )
         for phase, seconds in self._seconds_by_phase.items():
             family.add_metric([phase], seconds)
+        yield family
+
+
+class _AdapterCollector(Collector):
+    """vLLM's, which the Gateway API's inference extension routes by: names in labels, the time as
+    value."""
+
+    def __init__(self, core: CoreView, num_adapters: int, wall: Callable[[], float]) -> None:
+        self._core = core
+        self._num_adapters = num_adapters
+        self._wall = wall
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("max_lora", "waiting_lora_adapters", "running_lora_adapters")
+        family = GaugeMetricFamily(
+            "vllm:lora_requests_info", "LoRA adapters of the requests there are.", labels=labels
+        )
+        stats = self._core.stats
+        adapters = (",".join(stats.waiting_adapters), ",".join(stats.running_adapters))
+        family.add_metric([str(self._num_adapters), *adapters], self._wall())
         yield family
 
 

@@ -58,7 +58,7 @@ class Server:
         self.client = CoreClient(
             core, self.metrics, max_num_queued_reqs=settings.max_num_queued_reqs
         )
-        self.metrics.watch(self.client)
+        self.metrics.watch(self.client, len(settings.lora_modules))
         self.drain = Drain(settings.shutdown_timeout)
         self._uvicorn = self._make_uvicorn(core)
 

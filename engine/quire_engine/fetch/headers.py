@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quire_engine.errors import ModelCorrupt
+from quire_engine.adapters import CONFIG, WEIGHTS, AdapterFacts
+from quire_engine.errors import ModelCorrupt, ModelMissing
 from quire_engine.gguf_names import hugging_face_name
 from quire_engine.models.config import ModelConfig, from_gguf, read_config
 from quire_engine.models.shapes import expected_shapes
@@ -40,6 +41,18 @@ def read_local(model: Path) -> ModelFacts:
     config = read_config(model)
     tensors = read_tensors(shards_of(model), lambda file: whole_file_header(model / file).tensors)
     return ModelFacts(config, WeightFacts.of(tensors, config))
+
+
+def read_local_adapter(folder: Path, model: ModelConfig) -> AdapterFacts:
+    """The facts of a LoRA adapter's folder. ModelMissing, ModelCorrupt or ModelUnsupported."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelMissing(
+                f"an adapter must be a folder with {CONFIG} and {WEIGHTS}, got {folder} without "
+                f"{name}; fetch it there first, and save weights as safetensors"
+            )
+    header = whole_file_header(folder / WEIGHTS)
+    return AdapterFacts.of((folder / CONFIG).read_bytes(), header.tensors, model, str(folder))
 
 
 def read_dummy(model: Path) -> ModelFacts:

@@ -10,11 +10,20 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
-from quire_engine.errors import ConfigError, EngineError, ExitCode, ModelError, ModelUnsupported
+from quire_engine.adapters import CONFIG as ADAPTER_CONFIG
+from quire_engine.adapters import check_adapter_config
+from quire_engine.errors import (
+    ConfigError,
+    EngineError,
+    ExitCode,
+    FetchFailed,
+    ModelError,
+    ModelUnsupported,
+)
 from quire_engine.fetch.errors import (
     Corrupt,
     FetchInternal,
@@ -26,15 +35,15 @@ from quire_engine.fetch.errors import (
     UnsupportedSource,
 )
 from quire_engine.fetch.manifest import Manifest, PlanSummary
-from quire_engine.fetch.options import FetchOptions
+from quire_engine.fetch.options import AdapterFetch, FetchOptions
 from quire_engine.fetch.plan_command import summarize
 from quire_engine.fetch.progress import Progress, served
 from quire_engine.fetch.retry import Backoff, Patience, TryAgain
-from quire_engine.fetch.source import Listing, RemoteFile, index_of, select
+from quire_engine.fetch.source import Listing, RemoteFile, index_of, select, select_adapter
 from quire_engine.fetch.sources import Source, open_source
 from quire_engine.fetch.store import Store, manifest_files, megabytes
 from quire_engine.fetch.transfer import Transfer
-from quire_engine.fetch.uri import ModelUri, parse_uri
+from quire_engine.fetch.uri import ModelUri, parse_adapter_uri, parse_uri
 from quire_engine.models.config import parse_config
 from quire_engine.termination import report_fatal, report_success
 
@@ -67,6 +76,7 @@ class _Run:
     source: Source
     store: Store
     progress: Progress
+    is_adapter: bool = False
 
 
 def run(options: FetchOptions) -> int:
@@ -84,8 +94,8 @@ def run(options: FetchOptions) -> int:
         return _report_failure(error, options)
     done = FetchDone(
         commit=manifest.commit,
-        bytes_total=manifest.bytes_total,
-        bytes_fetched=progress.bytes_fetched,
+        bytes_total=progress.bytes_before + manifest.bytes_total,
+        bytes_fetched=progress.fetched_before + progress.bytes_fetched,
         seconds=round(time.monotonic() - started, 2),
         plan=manifest.plan,
     )
@@ -115,9 +125,36 @@ async def _supervised(options: FetchOptions, progress: Progress) -> Manifest:
 
 
 async def _fetch(options: FetchOptions, progress: Progress) -> Manifest:
+    """Adapters, each on its own, and then the model, whose manifest is returned."""
     uri = parse_uri(options.uri)
+    for adapter in options.adapters:
+        parse_adapter_uri(adapter.uri)
+    for adapter in options.adapters:
+        await _fetch_adapter(adapter, options, progress)
+        progress.next_content()
+    return await _fetch_content(options, uri, progress)
+
+
+async def _fetch_adapter(adapter: AdapterFetch, options: FetchOptions, progress: Progress) -> None:
+    uri, _ = parse_adapter_uri(adapter.uri)
+    own = replace(
+        options,
+        uri=adapter.uri,
+        revision=adapter.revision,
+        directory=options.directory / adapter.folder,
+        adapters=(),
+    )
+    try:
+        await _fetch_content(own, uri, progress, is_adapter=True)
+    except FetchFailed as error:
+        raise type(error)(f"adapter {adapter.uri}: {error}") from error
+
+
+async def _fetch_content(
+    options: FetchOptions, uri: ModelUri, progress: Progress, *, is_adapter: bool = False
+) -> Manifest:
     source = open_source(uri, options.source)
-    this = _Run(options, uri, source, Store(options.directory), progress)
+    this = _Run(options, uri, source, Store(options.directory), progress, is_adapter)
     lock = await _locked(this)
     try:
         return await _fetch_locked(this)
@@ -140,6 +177,9 @@ async def _fetch_locked(this: _Run) -> Manifest:
     current = _current(this)
     if this.options.verify and not this.options.repair and current is not None:
         return await _verified(this, current)
+    if this.is_adapter and _stays(this, current):
+        assert current is not None
+        return _kept(this, current)
     for changes in range(1, LISTINGS + 1):
         try:
             return await _brought(this, current)
@@ -148,6 +188,14 @@ async def _fetch_locked(this: _Run) -> Manifest:
                 raise
             logger.warning("the source changed, listing it anew cause=%s", error)
     raise AssertionError("unreachable")
+
+
+def _stays(this: _Run, current: Manifest | None) -> bool:
+    """Whether an adapter is there and needs no look at its source: services share it, and whoever
+    comes later must not move it under the others."""
+    if current is None or this.options.repair:
+        return False
+    return not this.store.bad_files(current, deep=False)
 
 
 async def _brought(this: _Run, current: Manifest | None) -> Manifest:
@@ -233,6 +281,8 @@ async def _list_revision(this: _Run, revision: str | None) -> Listing:
 
 async def _chosen(this: _Run, listing: Listing) -> Listing:
     """The files that serving needs. An index says which those are, so it comes before them."""
+    if this.is_adapter:
+        return Listing(listing.commit, select_adapter(listing.files, this.uri))
     index = index_of(listing.files, this.uri)
     if index is None:
         return Listing(listing.commit, select(listing.files, this.uri))
@@ -295,8 +345,13 @@ def _check_config(this: _Run, listing: Listing) -> None:
     """Refuse a model that the engine cannot run before its weights are fetched."""
     if this.uri.file is not None:
         return  # a GGUF's architecture stands in the file itself
-    [config] = [file for file in listing.files if file.path == "config.json"]
-    parse_config((this.store.blobs / config.digest.key).read_bytes(), this.options.uri)
+    name = ADAPTER_CONFIG if this.is_adapter else "config.json"
+    [config] = [file for file in listing.files if file.path == name]
+    content = (this.store.blobs / config.digest.key).read_bytes()
+    if this.is_adapter:
+        check_adapter_config(content, this.options.uri)
+    else:
+        parse_config(content, this.options.uri)
 
 
 def _install(this: _Run, listing: Listing) -> Manifest:
@@ -309,7 +364,7 @@ def _install(this: _Run, listing: Listing) -> Manifest:
         commit=listing.commit,
         files=manifest_files(folder, listing.files),
         bytes_total=listing.bytes_total,
-        plan=summarize(model),
+        plan=None if this.is_adapter else summarize(model),
     )
     this.store.install(manifest)
     return manifest

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
+from quire_engine.fetch.uri import is_safe_path
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _SECRET_VARIABLES = (
@@ -117,6 +118,32 @@ class SourceOptions:
 
 
 @dataclass(frozen=True)
+class AdapterFetch:
+    """A LoRA adapter that is fetched beside a model."""
+
+    folder: str
+    """Its own, below the volume's root: model/, manifest.json and .staging/ appear in it."""
+
+    uri: str
+    """As a model's, of a folder in PEFT's format."""
+
+    revision: str | None = None
+    """As a model's. An adapter that lies there whole is kept, wherever a branch has moved since."""
+
+    @staticmethod
+    def parse(text: str) -> "AdapterFetch":
+        """FOLDER=URI or FOLDER=URI#REVISION. ConfigError for anything that is none."""
+        folder, equals, place = text.partition("=")
+        uri, mark, revision = place.partition("#")
+        if not equals or not is_safe_path(folder) or not uri or (mark and not revision):
+            raise ConfigError(
+                f"adapter must be FOLDER=URI or FOLDER=URI#REVISION, got {text!r}; write --adapter "
+                "adapters/support=hf://org/support"
+            )
+        return AdapterFetch(folder, uri, revision or None)
+
+
+@dataclass(frozen=True)
 class FetchOptions:
     """One run of `quire-engine fetch`."""
 
@@ -128,6 +155,10 @@ class FetchOptions:
 
     revision: str | None = None
     """Branch, tag or commit. None: the branch main. Resolved to a commit once a run."""
+
+    adapters: tuple[AdapterFetch, ...] = ()
+    """LoRA adapters, brought before the model: they are small, and what is wrong with one is known
+    before gigabytes are fetched."""
 
     progress_port: int | None = None
     """TCP port of GET /progress, on all addresses. None: not served; 0: a free one."""

@@ -7,12 +7,15 @@ writes what it found where the operator reads it: PlanReport, or PlanRefused wit
 import logging
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from quire_engine.adapters import CONFIG as ADAPTER_CONFIG
+from quire_engine.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from quire_engine.adapters import AdapterFacts
 from quire_engine.config import EngineConfig, require_built
 from quire_engine.errors import (
     ConfigError,
@@ -26,14 +29,15 @@ from quire_engine.fetch.errors import FetchInternal, UnsupportedSource
 from quire_engine.fetch.headers import (
     ModelFacts,
     read_local,
+    read_local_adapter,
     read_remote_gguf,
     read_tensors,
 )
 from quire_engine.fetch.manifest import PlanSummary, find_manifest
-from quire_engine.fetch.options import PlanOptions
+from quire_engine.fetch.options import PlanOptions, SourceOptions
 from quire_engine.machine import has_gpu
 from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
-from quire_engine.models.config import parse_config
+from quire_engine.models.config import ModelConfig, parse_config
 from quire_engine.safetensors_header import ReadRange, read_header
 from quire_engine.shards import choose_shards
 from quire_engine.termination import (
@@ -70,6 +74,7 @@ class FoundModel:
     facts: ModelFacts
     commit: str
     bytes_total: int
+    adapters: tuple[AdapterFacts, ...] = ()
 
 
 def run(options: PlanOptions) -> int:
@@ -77,7 +82,7 @@ def run(options: PlanOptions) -> int:
     the source's or the model's own."""
     try:
         found = find(options)
-        plan = plan_of(found.facts, options.engine, options.memory_bytes)
+        plan = plan_of(found.facts, options.engine, options.memory_bytes, found.adapters)
     except Exception as error:
         return _report_failure(error, options)
     sys.stdout.write(_as_json(found, plan) if options.as_json else _as_text(plan, options.model))
@@ -85,12 +90,17 @@ def run(options: PlanOptions) -> int:
     return _report(found, plan, options)
 
 
-def plan_of(facts: ModelFacts, engine: EngineConfig, memory_bytes: int | None) -> MemoryPlan:
+def plan_of(
+    facts: ModelFacts,
+    engine: EngineConfig,
+    memory_bytes: int | None,
+    adapters: tuple[AdapterFacts, ...] = (),
+) -> MemoryPlan:
     """The plan for the device that `engine` names; auto is what `serve` would find here."""
     device: DeviceKind = "cpu"
     if engine.device == "cuda" or (engine.device == "auto" and has_gpu()):
         device = "cuda"
-    return make_plan(facts.config, facts.weights, engine, device, memory_bytes)
+    return make_plan(facts.config, facts.weights, engine, device, memory_bytes, adapters)
 
 
 def summarize(model: Path) -> PlanSummary:
@@ -102,12 +112,42 @@ def summarize(model: Path) -> PlanSummary:
 
 
 def find(options: PlanOptions) -> FoundModel:
-    """Config and tensor directory of the model that the options name, and what a fetch of it is."""
-    if "://" in options.model:
-        return _find_remote(options)
-    path = Path(options.model)
+    """Config and tensor directory of the model that the options name, and what a fetch of it is;
+    its adapters too, each on a path or at a source."""
+    model = _find_remote(options) if "://" in options.model else _find_local(Path(options.model))
+    found = [
+        _find_adapter(module.path, model.facts.config, options.source)
+        for module in options.engine.lora_modules
+    ]
+    bytes_total = model.bytes_total + sum(num_bytes for _, num_bytes in found)
+    return replace(model, bytes_total=bytes_total, adapters=tuple(facts for facts, _ in found))
+
+
+def _find_local(path: Path) -> FoundModel:
     found = find_manifest(path)
     return FoundModel(read_local(path), found[1].commit if found else "", 0)
+
+
+def _find_adapter(
+    place: str, model: ModelConfig, options: SourceOptions
+) -> tuple[AdapterFacts, int]:
+    """The facts of an adapter, and the bytes that a fetch of it brings: none for a path."""
+    if "://" not in place:
+        return read_local_adapter(Path(place), model), 0
+    from quire_engine.fetch.remote import RemoteReader
+    from quire_engine.fetch.source import select_adapter
+    from quire_engine.fetch.sources import open_source
+    from quire_engine.fetch.uri import parse_adapter_uri
+
+    uri, revision = parse_adapter_uri(place)
+    with RemoteReader(open_source(uri, options), options) as reader:
+        listing = reader.list_files(revision)
+        files = {file.path: file for file in select_adapter(listing.files, uri)}
+        config, weights = files[ADAPTER_CONFIG], files[ADAPTER_WEIGHTS]
+        header = read_header(partial(reader.read, weights), weights.path)
+        content = reader.read(config, 0, config.size)
+        facts = AdapterFacts.of(content, header.tensors, model, place)
+        return facts, sum(file.size for file in files.values())
 
 
 def _find_remote(options: PlanOptions) -> FoundModel:
@@ -205,6 +245,7 @@ def _as_json(found: FoundModel, plan: MemoryPlan) -> str:
             "gpus": plan.num_gpus,
             "parameters": plan.parameters,
             "weightDtype": plan.weight_dtype,
+            "adapterBytes": plan.adapter_bytes,
             **msgspec.to_builtins(_summary(plan)),
             "activationBytes": plan.activation_bytes,
             "tableBytes": plan.table_bytes,

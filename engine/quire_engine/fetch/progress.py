@@ -19,7 +19,7 @@ class ProgressReport(msgspec.Struct, frozen=True, rename="camel"):
 
     phase: Phase
     bytes_total: int
-    bytes_done: int  # of the model, those of earlier runs included
+    bytes_done: int  # of model and adapters, those of earlier runs included
     bytes_per_second: float
     eta_seconds: float | None  # None while there is no rate to tell it from
     commit: str
@@ -36,6 +36,8 @@ class Progress:
         self.bytes_total = 0
         self.bytes_done = 0
         self.bytes_fetched = 0  # over the network, in this run
+        self.bytes_before = 0  # of what was brought before it in the same run
+        self.fetched_before = 0
         self._clock = clock
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
@@ -50,14 +52,22 @@ class Progress:
             while self._samples[1][0] <= now - RATE_SECONDS:
                 self._samples.popleft()
 
+    def next_content(self) -> None:
+        """What was fetched so far is whole; the counters begin anew with what comes next."""
+        self.bytes_before += self.bytes_total
+        self.fetched_before += self.bytes_fetched
+        self.phase, self.commit = "listing", ""
+        self.bytes_total = self.bytes_done = self.bytes_fetched = 0
+        self._samples = deque([(self._clock(), 0)])
+
     def report(self) -> ProgressReport:
         rate = self._rate() if self.phase == "downloading" else 0.0
         left = self.bytes_total - self.bytes_done
         eta = round(left / rate, 1) if rate > 0 else (0.0 if self.phase == "done" else None)
         return ProgressReport(
             self.phase,
-            self.bytes_total,
-            self.bytes_done,
+            self.bytes_before + self.bytes_total,
+            self.bytes_before + self.bytes_done,
             round(rate, 1),
             eta,
             self.commit,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+from quire_engine.adapters import CONFIG as ADAPTER_CONFIG
+from quire_engine.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from quire_engine.errors import ModelMissing
 from quire_engine.fetch.errors import Corrupt, SourceNotFound, UnsupportedSource
 from quire_engine.fetch.uri import ModelUri, WebUri, is_safe_path
@@ -112,7 +114,9 @@ def listing_of(files: Sequence[RemoteFile], uri: ModelUri, revision: str | None)
     counted = sorted(
         (file.path, file.digest.value)
         for file in files
-        if file.path in COMPANIONS or file.path in (INDEX, uri.file) or _is_shard(file.path, uri)
+        if file.path in COMPANIONS
+        or file.path in (INDEX, ADAPTER_CONFIG, uri.file)
+        or _is_shard(file.path, uri)
     )
     commit = hashlib.sha256(repr(counted).encode()).hexdigest()[:40]
     if revision is not None and revision != commit:
@@ -158,6 +162,22 @@ def select(
     weights = _gguf(files, uri) if uri.file is not None else _safetensors(files, uri, index)
     companions = [file for file in files if file.path in COMPANIONS]
     return tuple(sorted({*companions, *weights}, key=lambda file: (file.size, file.path)))
+
+
+def select_adapter(files: Sequence[RemoteFile], uri: ModelUri) -> tuple[RemoteFile, ...]:
+    """The files of a LoRA adapter: its config and its weights, and nothing else.
+
+    Raises UnsupportedSource where one of them is not there.
+    """
+    by_path = {file.path: file for file in files}
+    wanted = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    if all(path in by_path for path in wanted):
+        return tuple(by_path[path] for path in wanted)
+    raise UnsupportedSource(
+        f"the adapter {uri.name} must have {' and '.join(wanted)}, got "
+        f"{', '.join(sorted(by_path)[:8]) or 'no file'}; save it with save_pretrained, as "
+        "safetensors"
+    )
 
 
 def _gguf(files: Sequence[RemoteFile], uri: ModelUri) -> list[RemoteFile]:

@@ -81,6 +81,18 @@ def parse_uri(uri: str) -> ModelUri:
     )
 
 
+def parse_adapter_uri(text: str) -> tuple[ModelUri, str | None]:
+    """An adapter's URI and, behind a #, its revision. ConfigError for anything that is none."""
+    place, mark, revision = text.partition("#")
+    uri = parse_uri(place)
+    if uri.file is not None or (mark and not revision):
+        raise ConfigError(
+            "an adapter must be URI or URI#REVISION of a folder (of a .tar for https://), got "
+            f"{text!r}; adapters are read from safetensors, not from GGUF"
+        )
+    return uri, revision or None
+
+
 def _hub(uri: str, rest: str) -> HubUri:
     parts = rest.split("/", 2)
     repo = "/".join(parts[:2])

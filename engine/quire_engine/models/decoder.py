@@ -6,7 +6,9 @@ value are one matrix product, gate and up another. T counts the tokens of all se
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 import quire_kernels as kernels
 from quire_engine.models.config import ModelConfig
+from quire_engine.models.lora import AdapterRows, LayerAdapter, add_lora
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,11 @@ class StepInputs:
     seq_lens: Tensor  # [B] int32, this step's tokens included
     block_tables: Tensor  # [B, max_blocks] int32
     logits_rows: Tensor  # [R] int64, the tokens whose logits are wanted
+    adapters: tuple[AdapterRows, ...] = ()  # whose rows are not the model's alone
+
+
+Placed: TypeAlias = Sequence[tuple[LayerAdapter, slice]]
+"""A layer's adapters, and the rows of each."""
 
 
 class Decoder:
@@ -85,28 +93,35 @@ class Decoder:
         residual = kernels.embedding(inputs.token_ids, weights.embedding)
         hidden = kernels.rms_norm(residual, weights.layers[0].input_norm, eps)
         next_norms = [layer.input_norm for layer in weights.layers[1:]] + [weights.final_norm]
-        for layer, cache, next_norm in zip(weights.layers, caches, next_norms, strict=True):
-            hidden = self._attention(layer, cache, hidden, inputs, workspace)
+        for number, (layer, cache, next_norm) in enumerate(
+            zip(weights.layers, caches, next_norms, strict=True)
+        ):
+            placed = [(a.adapter.layers[number], a.tokens) for a in inputs.adapters]
+            hidden = self._attention(layer, cache, hidden, inputs, workspace, placed)
             if layer is weights.layers[-1]:  # from here on only what is asked for
                 hidden, residual = hidden[inputs.logits_rows], residual[inputs.logits_rows]
+                placed = [(a.adapter.layers[number], a.sampled) for a in inputs.adapters]
                 if not len(hidden):  # chunks that reach no sequence's end
                     return hidden.new_empty((0, self.config.vocab_size), dtype=torch.float32)
             hidden, residual = kernels.add_rms_norm(
                 hidden, residual, layer.post_norm, eps, in_place=True
             )
-            hidden = self._feed_forward(layer, hidden, workspace)
+            hidden = self._feed_forward(layer, hidden, workspace, placed)
             hidden, residual = kernels.add_rms_norm(hidden, residual, next_norm, eps, in_place=True)
         (out,) = _views(workspace, (len(hidden), self.config.vocab_size))
         return kernels.linear(hidden, weights.head, out=out).float()
 
     def _feed_forward(
-        self, layer: LayerWeights, hidden: Tensor, workspace: Tensor | None
+        self, layer: LayerWeights, hidden: Tensor, workspace: Tensor | None, placed: Placed
     ) -> Tensor:
         inner = self.config.intermediate_size
         gate_up, product = _views(workspace, (len(hidden), 2 * inner), (len(hidden), inner))
         gate_up = kernels.linear(hidden, layer.gate_up, out=gate_up)
+        add_lora(gate_up, hidden, [(adapter.gate_up, rows) for adapter, rows in placed])
         product = kernels.silu_mul(gate_up, out=product)
-        return kernels.linear(product, layer.down, out=None if workspace is None else hidden)
+        down = kernels.linear(product, layer.down, out=None if workspace is None else hidden)
+        add_lora(down, product, [(adapter.down, rows) for adapter, rows in placed])
+        return down
 
     def _attention(
         self,
@@ -115,6 +130,7 @@ class Decoder:
         hidden: Tensor,
         inputs: StepInputs,
         workspace: Tensor | None,
+        placed: Placed,
     ) -> Tensor:
         """Attention block of [T, H] hidden states, as [T, H]."""
         config = self.config
@@ -124,6 +140,7 @@ class Decoder:
             workspace, (num_tokens, num_heads * dim), (num_tokens, config.num_heads, dim)
         )
         qkv = kernels.linear(hidden, layer.qkv, layer.qkv_bias, out=qkv)
+        add_lora(qkv, hidden, [(adapter.qkv, rows) for adapter, rows in placed])
         heads = qkv.view(num_tokens, num_heads, dim)
         query, key, value = torch.split_with_sizes(heads, self._split, dim=1)
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -141,12 +158,11 @@ class Decoder:
             config.scale,
             out=attended,
         )
-        return kernels.linear(
-            attended.view(num_tokens, config.num_heads * dim),
-            layer.output,
-            layer.output_bias,
-            out=None if workspace is None else hidden,
-        )
+        attended = attended.view(num_tokens, config.num_heads * dim)
+        out = None if workspace is None else hidden
+        output = kernels.linear(attended, layer.output, layer.output_bias, out=out)
+        add_lora(output, attended, [(adapter.output, rows) for adapter, rows in placed])
+        return output
 
 
 def _views(workspace: Tensor | None, *shapes: tuple[int, ...]) -> tuple[Tensor | None, ...]:

@@ -112,10 +112,13 @@ def safetensors_header(shapes: dict[str, tuple[int, ...]]) -> tuple[bytes, int]:
 def _tensors(
     model: TinyModel, names: list[str], chance: random.Random
 ) -> dict[str, tuple[tuple[int, ...], bytes]]:
-    return {name: (shape := model.shapes()[name], _values(_count(shape), chance)) for name in names}
+    return {
+        name: (shape := model.shapes()[name], random_values(_count(shape), chance))
+        for name in names
+    }
 
 
-def _values(count: int, chance: random.Random) -> bytes:
+def random_values(count: int, chance: random.Random) -> bytes:
     """bfloat16 in ±[2^-7, 2^-6): a sign and exponent byte that is small, a random other one."""
     data = bytearray(chance.randbytes(2 * count))
     data[1::2] = bytes(0x3C | (byte & 0x80) for byte in data[1::2])

@@ -118,6 +118,8 @@ class FakeCore:
             match message:
                 case AddRequest():
                     self._tell(f"add {message.request_id} {message.sampling} {message.cache_salt}")
+                    if message.adapter:
+                        self._tell(f"adapter {message.request_id} {message.adapter}")
                     self.waiting[message.request_id] = Running(message, time.monotonic())
                 case AbortRequests():
                     for request_id in message.request_ids:

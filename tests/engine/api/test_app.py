@@ -1,10 +1,13 @@
 """Every wrong request gets OpenAI's error shape; every right one its answer. On a real socket."""
 
 import json
+import time
 from typing import Any
 
 import httpx
 import pytest
+
+from quire_engine.config import LoraModule
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION = {"model": "fake", "prompt": "hello"}
@@ -89,6 +92,49 @@ def test_unknown_paths_and_wrong_methods(server: Any) -> None:
 def test_top_logprobs_needs_logprobs(server: Any) -> None:
     error = error_of(server.post("/v1/chat/completions", {**CHAT, "top_logprobs": 2}), 400)
     assert error["param"] == "top_logprobs"
+
+
+@pytest.fixture(scope="module")
+def adapted(launch_server: Any) -> Any:
+    """A server with one LoRA adapter."""
+    return launch_server(lora_modules=(LoraModule("support", "/adapters/support"),))
+
+
+def test_an_adapter_is_a_model_with_a_parent(adapted: Any) -> None:
+    cards = adapted.get("/v1/models").json()["data"]
+    told = [(card["id"], card["root"], card["parent"]) for card in cards]
+    assert told[0][0::2] == ("fake", None)
+    assert told[-1] == ("support", "/adapters/support", "fake")
+    assert adapted.get("/v1/models/support").json() == cards[-1]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_the_model_of_a_request_picks_the_adapter(adapted: Any, path: str) -> None:
+    body: dict[str, Any] = {"max_tokens": 2, "messages": [{"role": "user", "content": "hello"}]}
+    if path == "/v1/completions":
+        body = {"max_tokens": 2, "prompt": ["hello", "hell"]}
+    before = len(adapted.core_lines("adapter"))
+    for model in ("support", "fake", "alias", None):
+        answer = adapted.post(path, body | {"model": model})
+        assert answer.status_code == 200
+        assert answer.json()["model"] == (model or "fake")
+    told = adapted.core_lines("adapter")[before:]
+    assert [line.split()[-1] for line in told] == ["support"] * len(body.get("prompt", "1"))
+
+
+def test_a_name_that_nobody_has_stays_unknown(adapted: Any) -> None:
+    error = error_of(adapted.post("/v1/completions", {"model": "sales", "prompt": "x"}), 404)
+    assert error["code"] == "model_not_found"
+    assert "(fake, alias, support), got 'sales'" in error["message"]
+
+
+def test_adapters_have_vllms_metric(adapted: Any, server: Any) -> None:
+    name = "vllm:lora_requests_info"
+    since = time.time() - 60
+    nobody = {"max_lora": "1", "running_lora_adapters": "", "waiting_lora_adapters": ""}
+    assert since < adapted.metric(name, **nobody) <= time.time()
+    with pytest.raises(KeyError):
+        server.metric(name)
 
 
 def test_models_are_listed_under_each_name(server: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quire_engine import cli, serve
-from quire_engine.config import EngineConfig
+from quire_engine.config import EngineConfig, LoraModule
 from quire_engine.errors import ConfigError, ModelMissing
 from quire_engine.settings import ServerSettings, termination_log
 from quire_engine.termination import MAX_BYTES, report_fatal
@@ -65,8 +65,37 @@ def test_flags_default_to_the_configs_own(
 
 
 @pytest.mark.parametrize(
+    "flags",
+    [
+        "--lora-modules a=/x/a --lora-modules b=/y=z/b",
+        "--lora-modules a=/x/a b=/y=z/b",
+        "--lora-modules=a=/x/a --lora-modules b=/y=z/b --seed 0",
+        '--lora-modules {"name":"a","path":"/x/a","base_model_name":"base"} b=/y=z/b',
+    ],
+)
+def test_lora_modules_are_vllms(
+    served: list[tuple[ServerSettings, EngineConfig]], flags: str
+) -> None:
+    for arguments in (
+        ["serve", *flags.split(), "/models/m"],
+        ["serve", "/models/m", *flags.split()],
+    ):
+        served.clear()
+        assert run(*arguments) == 0
+        ((settings, config),) = served
+        modules = (LoraModule("a", "/x/a"), LoraModule("b", "/y=z/b"))
+        assert config.lora_modules == settings.lora_modules == modules
+        assert settings.model == "/models/m"
+
+
+@pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        ("serve m --lora-modules a", "lora_modules must be NAME=PATH, got 'a'"),
+        ("serve m --lora-modules a=", "lora_modules must be NAME=PATH, got 'a='"),
+        ("serve m --lora-modules a=/x a=/y", "each have a name of its own, got 'a, a'"),
+        ('serve m --lora-modules {"name":"a"}', "must be an object of name, path"),
+        ("serve m --lora-modules m=/x", "must have names that the model has not, got 'm'"),
         ("serve", "Missing argument 'model'"),
         ("serve m --foo", "No such option: --foo"),
         ("serve m --port x", "'--port': Input should be a valid integer, "),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from quire_cluster.hub import RunningMirror, running_mirror
+from quire_cluster.tiny_adapters import write_tiny_adapter
 from quire_cluster.tiny_models import TinyModel, write_tiny_model
 from quire_engine.fetch import FetchOptions, SourceOptions, run_fetch
 from quire_engine.fetch.parts import PartTable
@@ -115,7 +116,20 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (moved / "tokenizer.json").write_text('{"version": 2}')
     shutil.rmtree(changed)
     write_tiny_model(root / "org/other", TinyModel(architecture="MambaForCausalLM"))
+    _write_adapters(root / "org")
     return root
+
+
+def _write_adapters(folder: Path) -> None:
+    """support with a revision v2, sales with v1 (its main has other weights), dora, and pickled."""
+    config = TinyModel().config()
+    for name, seed in (("support", 1), ("support@v2", 2), ("sales", 3), ("sales@v1", 4)):
+        adapter = write_tiny_adapter(folder / name, config, seed=seed)
+        (adapter / "README.md").write_text("noise")
+        (adapter / "optimizer.pt").write_bytes(b"noise")
+    write_tiny_adapter(folder / "dora", config, use_dora=True)
+    pickled = write_tiny_adapter(folder / "pickled", config) / "adapter_model.safetensors"
+    pickled.rename(pickled.with_suffix(".bin"))
 
 
 @pytest.fixture(scope="session")

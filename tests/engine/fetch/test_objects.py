@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from quire_cluster.hub import Faults, running_mirror
-from quire_engine.config import EngineConfig
-from quire_engine.fetch import PlanOptions, SourceOptions, job
+from quire_engine.config import EngineConfig, LoraModule
+from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions, job
 from quire_engine.fetch.headers import read_local
 from quire_engine.fetch.plan_command import find
 
@@ -120,6 +120,19 @@ def test_brings_what_serving_needs_and_hashes_it(bring, fetch, mirror, served: S
     assert fetch.message["bytesTotal"] == fetch.message["bytesFetched"] == fetch.sent() == total
     assert all(len(file["sha256"]) == 64 for file in fetch.manifest["files"])
     assert len(fetch.message["commit"]) == 40
+
+
+def test_adapters_come_from_buckets_too(fetch, store: Store, repositories: Path) -> None:
+    adapter = AdapterFetch("adapters/support", f"{store.scheme}://org/support")
+    assert fetch(store.uri, adapters=(adapter,), source={"storage": store.endpoint}) == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        fetched = fetch.volume / adapter.folder / "model" / name
+        assert fetched.read_bytes() == (repositories / "org/support" / name).read_bytes()
+    engine = EngineConfig(model="m", lora_modules=(LoraModule("support", adapter.uri),))
+    source = SourceOptions(storage=store.endpoint)
+    found = find(PlanOptions(model=store.uri, engine=engine, source=source))
+    assert [facts.rank for facts in found.adapters] == [4]
+    assert found.bytes_total == fetch.message["bytesTotal"]
 
 
 def test_a_second_run_downloads_nothing(bring, fetch, mirror) -> None:

@@ -14,7 +14,7 @@ import trustme
 
 from quire_cluster.hub import Faults, RunningMirror, running_mirror
 from quire_engine.config import EngineConfig
-from quire_engine.fetch import PlanOptions, SourceOptions
+from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions
 from quire_engine.fetch.errors import SourceUnreachable
 from quire_engine.fetch.headers import read_local
 from quire_engine.fetch.http_ranges import check_redirect
@@ -37,6 +37,8 @@ def packed(repositories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         folder.mkdir(parents=True)
         with tarfile.open(folder / "model.tar", "w") as tar:
             tar.add(repositories / f"org/tiny{revision}", "tiny")
+    with tarfile.open(root / "files/models/adapter.tar", "w") as tar:
+        tar.add(repositories / "org/support", "support")
     return root
 
 
@@ -71,6 +73,16 @@ def bring(fetch, uri: str, pem: str) -> Callable[..., int]:
         return int(fetch(of, source={"ca_pem": pem} | source))
 
     return run
+
+
+def test_an_adapters_archive_is_read_where_it_lies(
+    fetch, uri: str, pem: str, repositories: Path
+) -> None:
+    adapter = AdapterFetch("adapters/support", uri.replace("model.tar", "adapter.tar"))
+    assert fetch(uri, adapters=(adapter,), source={"ca_pem": pem}) == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        fetched = fetch.volume / adapter.folder / "model" / name
+        assert fetched.read_bytes() == (repositories / "org/support" / name).read_bytes()
 
 
 def sent(server: RunningMirror) -> int:

@@ -1,0 +1,155 @@
+"""LoRA adapters beside a model on one volume: fetched, kept, repaired, refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quire_cluster.hub import Faults, RunningMirror
+from quire_engine.config import EngineConfig, LoraModule
+from quire_engine.errors import ConfigError
+from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions
+from quire_engine.fetch.manifest import check_model
+from quire_engine.fetch.plan_command import find
+from quire_engine.fetch.uri import parse_adapter_uri
+
+SUPPORT = AdapterFetch("adapters/support", "hf://org/support")
+SALES = AdapterFetch("adapters/sales", "hf://org/sales", "v1")
+URI = "hf://org/tiny"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+
+
+def wanted(repositories: Path, name: str) -> dict[str, bytes]:
+    folder = repositories / "org" / name
+    return {
+        name: (folder / name).read_bytes()
+        for name in ("adapter_config.json", "adapter_model.safetensors")
+    }
+
+
+def test_model_and_adapters_come_in_one_run(fetch: Any, repositories: Path) -> None:
+    assert fetch(adapters=(SUPPORT, SALES)) == 0
+    for adapter, name in ((SUPPORT, "support"), (SALES, "sales@v1")):
+        folder = fetch.volume / adapter.folder
+        assert files(folder) == wanted(repositories, name)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert (manifest["uri"], manifest["plan"]) == (adapter.uri, None)
+        assert check_model(folder / "model") is not None
+    assert fetch.installed.keys() >= {"config.json", "tokenizer.json"}
+    sizes = sum(path.stat().st_size for path in fetch.volume.rglob("model/*"))
+    assert fetch.message["bytesTotal"] == fetch.message["bytesFetched"] == sizes
+    assert fetch.message["commit"] == fetch.manifest["commit"]
+    assert fetch.message["plan"]["weightBytes"] > 0
+
+
+def test_a_second_run_fetches_nothing_and_asks_no_adapters_source(
+    fetch: Any, mirror: RunningMirror
+) -> None:
+    assert fetch(adapters=(SUPPORT,)) == 0
+    mirror.clear_log()
+    mirror.faults(Faults(hidden=("org/support",)))
+    assert fetch(adapters=(SUPPORT,)) == 0
+    assert fetch.sent() == 0
+    assert fetch.message["bytesFetched"] == 0
+
+
+def test_an_adapter_that_is_there_is_not_moved_by_who_comes_later(
+    fetch: Any, mirror: RunningMirror, repositories: Path
+) -> None:
+    assert fetch(adapters=(SUPPORT,)) == 0
+    mirror.faults(Faults(main={"org/support": "v2"}))
+    assert fetch(adapters=(SUPPORT, SALES)) == 0
+    assert files(fetch.volume / SUPPORT.folder) == wanted(repositories, "support")
+    assert files(fetch.volume / SALES.folder) == wanted(repositories, "sales@v1")
+
+
+def test_a_repair_mends_an_adapter_by_its_bad_file_alone(
+    fetch: Any, mirror: RunningMirror, repositories: Path
+) -> None:
+    assert fetch(adapters=(SUPPORT, SALES)) == 0
+    bad = fetch.volume / SUPPORT.folder / "model/adapter_model.safetensors"
+    content = bytearray(bad.read_bytes())
+    content[-1] ^= 1
+    bad.write_bytes(content)
+    mirror.clear_log()
+    mirror.faults(Faults(main={"org/support": "v2"}))
+    assert fetch(adapters=(SUPPORT, SALES), repair=True) == 0
+    assert files(fetch.volume / SUPPORT.folder) == wanted(repositories, "support")
+    assert fetch.sent() == len(content)
+
+
+def test_a_cut_adapter_is_fetched_again_without_being_asked_to(fetch: Any) -> None:
+    assert fetch(adapters=(SUPPORT,)) == 0
+    bad = fetch.volume / SUPPORT.folder / "model/adapter_model.safetensors"
+    whole = bad.read_bytes()
+    bad.unlink()
+    bad.write_bytes(whole[:-1])
+    assert fetch(adapters=(SUPPORT,)) == 0
+    assert bad.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("repository", "reason", "words"),
+    [
+        ("nobody", "SourceNotFound", "adapter hf://org/nobody: hf://org/nobody"),
+        ("dora", "UnsupportedModel", "use_dora must be off, got True"),
+        ("pickled", "UnsupportedModel", "must have adapter_config.json and adapter_model.safet"),
+        ("other", "UnsupportedModel", "must have adapter_config.json and adapter_model.safet"),
+    ],
+)
+def test_a_bad_adapter_is_told_before_a_byte_of_the_model(
+    fetch: Any, repository: str, reason: str, words: str
+) -> None:
+    assert fetch(adapters=(AdapterFetch("adapters/x", f"hf://org/{repository}"),)) == 10
+    assert fetch.message["reason"] == reason
+    assert words in fetch.message["message"]
+    assert fetch.sent("-of-00003.safetensors") == 0
+
+
+def test_a_volume_of_before_gets_its_adapters_and_keeps_its_model(fetch: Any) -> None:
+    assert fetch() == 0
+    model = fetch.volume / "model/config.json"
+    before = model.stat().st_ino
+    assert fetch(adapters=(SUPPORT,)) == 0
+    assert model.stat().st_ino == before
+    assert fetch.sent("model.safetensors") < fetch.message["bytesTotal"]
+
+
+@pytest.mark.parametrize("text", ["x", "=hf://o/n", "/x=hf://o/n", "../x=hf://o/n", "x=hf://o/n#"])
+def test_what_is_no_adapter_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="adapter must be FOLDER=URI"):
+        AdapterFetch.parse(text)
+
+
+def test_adapters_as_flags() -> None:
+    assert AdapterFetch.parse("a/b=hf://o/n#v1") == AdapterFetch("a/b", "hf://o/n", "v1")
+    assert AdapterFetch.parse("a=https://h/x=y.tar") == AdapterFetch("a", "https://h/x=y.tar")
+    assert parse_adapter_uri("hf://o/n#v1")[1] == "v1"
+    with pytest.raises(ConfigError, match="not from GGUF"):
+        parse_adapter_uri("hf://o/n/x.gguf")
+
+
+def test_a_plan_counts_adapters_where_they_are(
+    fetch: Any, mirror: RunningMirror, repositories: Path
+) -> None:
+    """At their source by headers alone, with the bytes to fetch; on a volume the same figures."""
+    assert fetch(adapters=(SALES,)) == 0
+    mirror.clear_log()
+
+    def found(model: str, place: str) -> Any:
+        engine = EngineConfig(model=model, lora_modules=(LoraModule("sales", place),))
+        source = SourceOptions(endpoint=mirror.url)
+        return find(PlanOptions(model=model, engine=engine, source=source))
+
+    remote = found(URI, "hf://org/sales#v1")
+    local = found(str(fetch.volume / "model"), str(fetch.volume / SALES.folder / "model"))
+    [one], [other] = remote.adapters, local.adapters
+    assert (one.rank, one.scale, one.dtypes) == (other.rank, other.scale, other.dtypes)
+    assert remote.bytes_total == fetch.message["bytesTotal"]
+    assert local.bytes_total == 0
+    weights = (repositories / "org/sales@v1/adapter_model.safetensors").stat().st_size
+    assert fetch.sent("adapter_model.safetensors") <= weights
