@@ -7,7 +7,7 @@ time and memory. (Import: 61 MiB RSS with all of aiohttp, 68 MiB together with k
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,6 +47,12 @@ class Api(Reads, Protocol):
 
     Every method raises errors of `errors.ApiError`'s tree, writing ones also NotLeader.
     """
+
+    def list_pages(
+        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = "", size: int
+    ) -> AsyncIterator[list[Manifest]]:
+        """A list of what may be many, in parts of at most `size`."""
+        ...
 
     async def create(self, manifest: Manifest, manager: str) -> Manifest:
         """POST: the one write that is atomic about absence. Raises AlreadyExists."""
@@ -139,11 +145,29 @@ class KubeClient:
     ) -> list[Manifest]:
         query = [("labelSelector", labels), ("fieldSelector", fields)]
         accept = METADATA_ONLY if metadata_only else "application/json"
+        return _items(kind, await self._list(kind, namespace, query, accept))
+
+    async def list_pages(
+        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = "", size: int
+    ) -> AsyncIterator[list[Manifest]]:
+        wanted = [("labelSelector", labels), ("fieldSelector", fields), ("limit", str(size))]
+        rest = ""
+        while True:
+            answer = await self._list(kind, namespace, [*wanted, ("continue", rest)])
+            yield _items(kind, answer)
+            rest = (answer.get("metadata") or {}).get("continue") or ""
+            if not rest:
+                return
+
+    async def _list(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        query: list[tuple[str, str]],
+        accept: str = "application/json",
+    ) -> Manifest:
         asked = [pair for pair in query if pair[1]]
-        answer = await self._call(_Request("GET", kind.path(namespace), asked, accept=accept))
-        # A list says what it lists once, and leaves it out of each item.
-        what = {"apiVersion": kind.api_version, "kind": kind.kind}
-        return [{**what, **item} for item in answer.get("items") or []]
+        return await self._call(_Request("GET", kind.path(namespace), asked, accept=accept))
 
     async def create(self, manifest: Manifest, manager: str) -> Manifest:
         path = kind_of(manifest).path(manifest["metadata"]["namespace"])
@@ -245,6 +269,12 @@ class KubeClient:
         if response.status >= 400:
             raise _refusal(response.status, str(request), data)
         return data
+
+
+def _items(kind: Kind, answer: Manifest) -> list[Manifest]:
+    """A list says what it lists once, and leaves it out of each item."""
+    what = {"apiVersion": kind.api_version, "kind": kind.kind}
+    return [{**what, **item} for item in answer.get("items") or []]
 
 
 def _refusal(status: int, request: str, data: bytes) -> Exception:

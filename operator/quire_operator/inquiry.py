@@ -1,28 +1,16 @@
-"""Asks what no watch tells, of what holds a service up: a fetch's bytes, an engine's own word, and
-the events of a claim, a Job or a pod. Bounded: one list of events each, at most MAX_UNCLEAR pods.
+"""What no watch tells, of what holds a service up: a fetch's bytes, an engine's own word, and the
+events of a claim, a Job or a pod. Which questions there are, and what follows from answers. Pure.
 
-Events are not watched: those of all namespaces are most of what an API server writes, and we want
-those of objects in trouble only.
+`inquirer.py` asks. Bounded: at most MAX_UNCLEAR pods of a service.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from quire_operator import fit, memory_plan
-from quire_operator.client import Api
-from quire_operator.engines import EngineSource
-from quire_operator.errors import ApiError
-from quire_operator.kinds import EVENT, Manifest
-from quire_operator.nodes import NodeSource
 from quire_operator.observe import EngineAnswer, Observation, PodEvent, Progress
-from quire_operator.progress import ProgressSource
-from quire_operator.projections import epoch
-from quire_operator.views import GpuNode, JobView, PodView
-
-logger = logging.getLogger(__name__)
+from quire_operator.views import JobView, PodView
 
 EVENTS_AFTER_SECONDS = 3.0
 """What has only just begun is given this long before its events are read for what holds it up."""
@@ -30,107 +18,89 @@ PROVISIONING_SECONDS = 10.0
 """A provisioner takes some seconds; afterwards that it is waited for is what holds the claim up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inquiry:
-    """Who is asked."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Questions:
+    """What is worth asking about one service now."""
 
-    client: Api
-    progress: ProgressSource
-    engines: EngineSource
-    nodes: NodeSource
+    fetching: PodView | None
+    """The pod that fetches."""
+    events: tuple[str, ...]
+    """uids of what may be told of."""
+    engines: tuple[PodView, ...]
 
-    async def ask(self, seen: Observation) -> Observation:
-        """The observation with the answers in it."""
-        fetching = _fetching_pod(seen)
-        progress, claim_event, job_event, plan_event, events, answers = await asyncio.gather(
-            self._progress(fetching, seen.now),
-            self._of_claim(seen),
-            self._of_job(seen, seen.jobs),
-            self._of_job(seen, seen.plan_jobs),
-            self._of_pods(seen),
-            self._of_engines(seen),
-        )
-        return replace(
-            seen,
-            progress=progress,
-            claim_event=claim_event,
-            job_event=job_event,
-            plan_event=plan_event,
-            pod_events=events,
-            answers=answers,
-            gpu_nodes=await self._of_nodes(seen),
-        )
-
-    async def _progress(self, pod: PodView | None, now: float) -> Progress | None:
-        return await self.progress.read(pod.ip, now) if pod is not None and pod.ip else None
-
-    async def _of_claim(self, seen: Observation) -> str | None:
-        claim = seen.claim
-        if claim is None or claim.phase != "Pending" or not _old(seen, claim.meta.created):
-            return None
-        telling = {"FailedBinding"}
-        if seen.now - claim.meta.created > PROVISIONING_SECONDS:
-            telling.add("ExternalProvisioning")
-        found = await self._events(seen, "PersistentVolumeClaim", claim.meta.uid)
-        return next((e.message for e in found if e.is_warning or e.reason in telling), None)
-
-    async def _of_nodes(self, seen: Observation) -> tuple[GpuNode, ...]:
-        if not fit.asks_nodes(seen):
-            return ()
-        return await self.nodes.read(memory_plan.memory_label(seen.spec))
-
-    async def _of_job(self, seen: Observation, jobs: tuple[JobView, ...]) -> str | None:
-        job = jobs[-1] if jobs else None
-        if job is None or not _lacks_pod(seen, job):
-            return None
-        found = await self._events(seen, "Job", job.meta.uid)
-        return next((event.message for event in found if event.is_warning), None)
-
-    async def _of_pods(self, seen: Observation) -> dict[str, tuple[PodEvent, ...]]:
-        pods = [pod for pod in seen.unclear_pods if _has_news(seen, pod)]
-        lists = [self._events(seen, "Pod", pod.meta.uid) for pod in pods]
-        found = await asyncio.gather(*lists)
-        return {pod.meta.uid: events for pod, events in zip(pods, found, strict=True)}
-
-    async def _of_engines(self, seen: Observation) -> dict[str, EngineAnswer]:
-        pods = [pod for pod in seen.unclear_pods if _runs(pod)]
-        answers = await asyncio.gather(*(self.engines.ready(pod.ip or "") for pod in pods))
-        return {pod.meta.uid: answer for pod, answer in zip(pods, answers, strict=True)}
-
-    async def _events(self, seen: Observation, kind: str, uid: str) -> tuple[PodEvent, ...]:
-        """The newest first; none where they cannot be read."""
-        fields = f"involvedObject.kind={kind},involvedObject.uid={uid}"
-        try:
-            found = await self.client.list_objects(EVENT, seen.key.namespace, fields=fields)
-        except ApiError as e:
-            logger.warning("[%s] events of %s not read: %s", seen.key, kind, e)
-            return ()
-        return tuple(sorted(map(_event, found), key=lambda event: -event.at))
+    @property
+    def each(self) -> frozenset[tuple[str, str]]:
+        """What for, and the uid of what it is about."""
+        fetching = (self.fetching,) if self.fetching is not None else ()
+        pods = (("progress", fetching), ("engine", self.engines))
+        asked = {(what, pod.meta.uid) for what, of in pods for pod in of}
+        return frozenset(asked | {("events", uid) for uid in self.events})
 
 
-def carry(asked: Observation, after: Observation) -> Observation:
-    """A later look at the same service, with what was asked before it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What was answered, by the uid of what it is about."""
+
+    asked: frozenset[tuple[str, str]] = frozenset()
+    """`Questions.each`, answered or not."""
+    progress: Mapping[str, Progress] = field(default_factory=dict)
+    events: Mapping[str, tuple[PodEvent, ...]] = field(default_factory=dict)
+    engines: Mapping[str, EngineAnswer] = field(default_factory=dict)
+
+
+NOTHING = Answers()
+
+
+def questions(seen: Observation) -> Questions:
+    """What is worth asking about a service as it is seen."""
+    fetching = _fetching_pod(seen)
+    return Questions(
+        fetching=fetching if fetching is not None and fetching.ip else None,
+        events=tuple(dict.fromkeys(_told_of(seen))),
+        engines=tuple(pod for pod in seen.unclear_pods if _runs(pod)),
+    )
+
+
+def hear(seen: Observation, answers: Answers) -> Observation:
+    """The observation with the answers in it, as far as they are still asked for."""
+    asked = questions(seen)
+    events = {uid: answers.events.get(uid, ()) for uid in asked.events}
     return replace(
-        after,
-        progress=asked.progress,
-        claim_event=asked.claim_event,
-        job_event=asked.job_event,
-        plan_event=asked.plan_event,
-        gpu_nodes=asked.gpu_nodes,
-        pod_events=asked.pod_events,
-        answers=asked.answers,
+        seen,
+        progress=answers.progress.get(asked.fetching.meta.uid) if asked.fetching else None,
+        claim_event=_claim_words(seen, events),
+        job_event=_job_words(seen.jobs, events),
+        plan_event=_job_words(seen.plan_jobs, events),
+        pod_events={p.meta.uid: events.get(p.meta.uid, ()) for p in seen.unclear_pods},
+        answers={u: answers.engines[u] for what, u in asked.each if u in answers.engines},
     )
 
 
-def _event(body: Manifest) -> PodEvent:
-    told = body.get("lastTimestamp") or body.get("eventTime")
-    again = (body.get("series") or {}).get("lastObservedTime")
-    return PodEvent(
-        reason=str(body.get("reason", "")),
-        message=str(body.get("message", "")),
-        is_warning=body.get("type") == "Warning",
-        at=epoch(again or told) or 0.0,
-    )
+def _told_of(seen: Observation) -> Iterator[str]:
+    claim = seen.claim
+    if claim is not None and claim.phase == "Pending" and _old(seen, claim.meta.created):
+        yield claim.meta.uid
+    for jobs in (seen.jobs, seen.plan_jobs):
+        if jobs and _lacks_pod(seen, jobs[-1]):
+            yield jobs[-1].meta.uid
+    for pod in seen.unclear_pods:
+        if _has_news(seen, pod):
+            yield pod.meta.uid
+
+
+def _claim_words(seen: Observation, events: Mapping[str, tuple[PodEvent, ...]]) -> str | None:
+    if seen.claim is None:
+        return None
+    telling = {"FailedBinding"}
+    if seen.now - seen.claim.meta.created > PROVISIONING_SECONDS:
+        telling.add("ExternalProvisioning")
+    found = events.get(seen.claim.meta.uid, ())
+    return next((e.message for e in found if e.is_warning or e.reason in telling), None)
+
+
+def _job_words(jobs: tuple[JobView, ...], events: Mapping[str, tuple[PodEvent, ...]]) -> str | None:
+    found = events.get(jobs[-1].meta.uid, ()) if jobs else ()
+    return next((event.message for event in found if event.is_warning), None)
 
 
 def _fetching_pod(seen: Observation) -> PodView | None:

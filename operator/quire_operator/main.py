@@ -24,7 +24,9 @@ from quire_operator import api, external_metrics, health, metrics, names, scalin
 from quire_operator.client import KubeClient
 from quire_operator.engines import EngineReader
 from quire_operator.errors import NotFound, QuireError
+from quire_operator.event_reader import EventReader
 from quire_operator.gateway import GatewayPoll
+from quire_operator.inquirer import Inquirer, Sources
 from quire_operator.kinds import CHILDREN, SERVICE_KIND, Kind
 from quire_operator.leader import Leader
 from quire_operator.names import Key
@@ -134,17 +136,23 @@ class Operator:
         self.sweeper = Sweeper(self.client, self.world, settings.watch_namespaces)
         self.gateway = _gateway(settings, self.client, self.world)
         self.scaled_objects = ScaledObjectPoller(self.client, self.world, settings.watch_namespaces)
+        defaults = Defaults(
+            image=settings.engine_image,
+            network=settings.network,
+            keda_scaler=settings.keda_scaler_address,
+            external_metrics=settings.external_metrics_port > 0,
+        )
+        self.inquirer = Inquirer(
+            self.world,
+            defaults,
+            Sources(EventReader(self.client), ProgressReader(session), EngineReader(session)),
+            wake=self.queue.add,
+        )
         self.reconciler = Reconciler(
             client=self.client,
             world=self.world,
-            defaults=Defaults(
-                image=settings.engine_image,
-                network=settings.network,
-                keda_scaler=settings.keda_scaler_address,
-                external_metrics=settings.external_metrics_port > 0,
-            ),
-            progress=ProgressReader(session),
-            engines=EngineReader(session),
+            defaults=defaults,
+            inquirer=self.inquirer,
             nodes=NodeReader(self.client),
             metrics=self.metrics,
             is_leader=lambda: self.leader.is_leader,
@@ -207,7 +215,7 @@ class Operator:
             on_start=self._wake_sleepers,
         )
         polls = [self.gateway.run()] if self.gateway is not None else []
-        polls += [self.scaled_objects.run(), *self._answering()]
+        polls += [self.scaled_objects.run(), self.inquirer.run(), *self._answering()]
         return [self.leader.run(), self.sweeper.run(), self._gauge(), scaling, *polls, *workers]
 
     def _answering(self) -> Iterator[Coroutine[Any, Any, None]]:
@@ -298,7 +306,9 @@ async def run(settings: Settings) -> None:
     """The whole process. Raises QuireError (LeaseLost among them) when it cannot go on."""
     transport = await connect()
     try:
-        async with aiohttp.ClientSession() as session:
+        # The inquirer bounds itself; to wait for one of aiohttp's 100 would count as silence.
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as session:
             await Operator(settings, transport, session).run()
     finally:
         await transport.close()  # type: ignore[no-untyped-call]

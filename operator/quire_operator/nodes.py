@@ -7,6 +7,7 @@ all services together.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -38,14 +39,17 @@ class NodeReader:
         self._client = client
         self._clock = clock
         self._known: dict[str, tuple[float, tuple[GpuNode, ...]]] = {}
+        self._one_at_a_time = asyncio.Lock()
 
     async def read(self, label: str) -> tuple[GpuNode, ...]:
         """Nodes that tell their GPUs' memory by this label; none where we may not look. Raises
         ApiError for an API server that does not answer."""
+        async with self._one_at_a_time:  # who comes meanwhile waits for that answer
+            fresh_until, known = self._known.get(label, (0.0, ()))
+            return known if self._clock() < fresh_until else await self._list(label)
+
+    async def _list(self, label: str) -> tuple[GpuNode, ...]:
         now = self._clock()
-        fresh_until, known = self._known.get(label, (0.0, ()))
-        if now < fresh_until:
-            return known
         try:
             bodies = await self._client.list_objects(NODE, None, labels=label, metadata_only=True)
             found = tuple(node for body in bodies for node in _gpu_nodes(body, label))

@@ -45,19 +45,20 @@ def parse_progress(page: bytes) -> Progress | None:
 class ProgressSource(Protocol):
     """Where progress comes from; tests have one without a network."""
 
-    async def read(self, ip: str, now: float) -> Progress | None: ...
+    async def read(self, uid: str, ip: str, now: float) -> Progress | None: ...
 
 
 class ProgressReader:
-    """Remembers the last answer of each fetch pod for as long as it is fresh."""
+    """Remembers the last answer of each fetch pod for as long as it is fresh. By uid: an address is
+    another pod's soon after its own went, and a silent one would be told the other's bytes."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
         self._known: dict[str, tuple[float, Progress]] = {}
 
-    async def read(self, ip: str, now: float) -> Progress | None:
-        """None while the fetch does not answer (yet)."""
-        known = self._known.get(ip)
+    async def read(self, uid: str, ip: str, now: float) -> Progress | None:
+        """None while the pod's fetch does not answer (yet)."""
+        known = self._known.get(uid)
         if known is not None and known[1].moves and now - known[0] < FRESH_SECONDS:
             return known[1]
         self._forget(now)
@@ -65,13 +66,13 @@ class ProgressReader:
         if progress is None:
             # It exits between two questions: its last word is better than none.
             return known[1] if known is not None else None
-        self._known[ip] = (now, progress)
+        self._known[uid] = (now, progress)
         return progress
 
     def _forget(self, now: float) -> None:
-        stale = [ip for ip, (at, _) in self._known.items() if now - at > 10 * FRESH_SECONDS]
-        for ip in stale:
-            del self._known[ip]
+        stale = [uid for uid, (at, _) in self._known.items() if now - at > 10 * FRESH_SECONDS]
+        for uid in stale:
+            del self._known[uid]
 
     async def _ask(self, ip: str) -> Progress | None:
         host = f"[{ip}]" if ":" in ip else ip

@@ -1,20 +1,22 @@
-"""One reconcile: observe → plan → apply → status. Level-based: it looks at all there is."""
+"""One reconcile: observe → plan → apply → status. Level-based: it looks at all there is.
+
+It waits for the API server and for nobody else: what pods are asked goes on beside it.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from quire_operator import api, events, inquiry, names, ready_events, status
+from quire_operator import api, events, fit, inquiry, memory_plan, names, ready_events, status
 from quire_operator.apply import Applier, look
 from quire_operator.case import Case, Problem
 from quire_operator.client import Api
-from quire_operator.engines import EngineSource
 from quire_operator.errors import ApiError, NotFound, NotLeader
-from quire_operator.inquiry import Inquiry
+from quire_operator.inquirer import Inquirer
 from quire_operator.kinds import BY_NAME, CLAIM, POLLED
 from quire_operator.metrics import Metrics
 from quire_operator.names import Key
@@ -22,9 +24,8 @@ from quire_operator.nodes import NodeSource
 from quire_operator.observe import Defaults, Observation, observe
 from quire_operator.plan import Plan, plan
 from quire_operator.pods import mount_of
-from quire_operator.progress import ProgressSource
 from quire_operator.projections import project
-from quire_operator.views import ServiceView
+from quire_operator.views import GpuNode, ServiceView
 from quire_operator.world import World
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,7 @@ class Reconciler:
     client: Api
     world: World
     defaults: Defaults
-    progress: ProgressSource
-    engines: EngineSource
+    inquirer: Inquirer
     nodes: NodeSource
     metrics: Metrics
     is_leader: Callable[[], bool]
@@ -69,6 +69,7 @@ class Reconciler:
         service = self.world.service(key)
         # Deletion first, whatever else is broken: garbage collection does all of it.
         if service is None or service.meta.deleting:
+            self.inquirer.forget(key)
             return None
         if service.spec is None:
             invalid = status.build_invalid(service, self.wall())
@@ -78,13 +79,22 @@ class Reconciler:
         self._hold_port(key, service.spec)
         await self._see_foreign_claim(key, service)
         await self._see_leaving_autoscalers(key)
-        seen = observe(self.world, key, service, service.spec, self.defaults, self.wall())
-        seen = await Inquiry(self.client, self.progress, self.engines, self.nodes).ask(seen)
+        seen = self._see(key, service, service.spec)
+        seen = replace(seen, gpu_nodes=await self._gpu_nodes(seen))
         wanted = plan(seen)
         problems = await Applier(self.client, self.world, seen).run(wanted.actions)
         self._count(seen, wanted)
         await self._tell(seen, problems)
         return _soonest(wanted.again_seconds, PROBLEM_SECONDS if problems else None)
+
+    def _see(self, key: Key, service: ServiceView, spec: api.Spec) -> Observation:
+        seen = observe(self.world, key, service, spec, self.defaults, self.wall())
+        return inquiry.hear(seen, self.inquirer.told(key))
+
+    async def _gpu_nodes(self, seen: Observation) -> tuple[GpuNode, ...]:
+        if not fit.asks_nodes(seen):
+            return ()
+        return await self.nodes.read(memory_plan.memory_label(seen.spec))
 
     def _count(self, seen: Observation, done: Plan) -> None:
         """A fetch whose end has just been recorded on the claim."""
@@ -103,8 +113,11 @@ class Reconciler:
         service = self.world.service(seen.key)
         if service is None or service.spec is None:
             return
-        after = observe(self.world, seen.key, service, service.spec, self.defaults, self.wall())
-        after = inquiry.carry(seen, after)
+        after = self._see(seen.key, service, service.spec)
+        after = replace(after, gpu_nodes=seen.gpu_nodes)
+        is_told = service.status.observed_generation == service.generation
+        if self.inquirer.consider(after) and is_told:
+            return  # half of the truth would be told, and posted, until the answer comes
         case = Case(after, plan(after), problems)
         try:
             await self._write(service, status.build(case))

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-import msgspec
 
 from quire_operator import names, testing_fields
 from quire_operator.api import Condition, Status
 from quire_operator.errors import AlreadyExists, ApiError, Conflict, Invalid, NotFound
+from quire_operator.event_reader import EventReader
 from quire_operator.fetch_environment import Network
+from quire_operator.inquirer import Inquirer, Sources
 from quire_operator.kinds import (
     CHILDREN,
     CLAIM,
@@ -41,27 +41,22 @@ from quire_operator.reconcile import Reconciler
 from quire_operator.scaled_objects import ScaledObjectPoller
 from quire_operator.testing_answers import FakeEngines, FakeProgress
 from quire_operator.testing_endpoints import activation_lease, selector_slice
-from quire_operator.testing_fields import Path, leaves, merge_patch, set_at, take_back, value_at
+from quire_operator.testing_fields import (
+    Path,
+    is_selected,
+    leaves,
+    merge_patch,
+    set_at,
+    take_back,
+    value_at,
+)
+from quire_operator.testing_pods import PLAN_REPORT, engine_pod_status, job_pod_status
 from quire_operator.values import timestamp
 from quire_operator.views import Gateway
 from quire_operator.world import World
 
 Event = Callable[[Kind, str, Manifest], None]
 """Kind, "MODIFIED" or "DELETED", object."""
-
-PLAN_REPORT: Mapping[str, object] = {
-    "commit": "c0ffee",
-    "bytesTotal": 1000,
-    "plan": {
-        "weightBytes": 800,
-        "kvBytesPerToken": 16,
-        "kvBlocks": 64,
-        "maxModelLen": 512,
-        "maxConcurrency": 2.0,
-        "requiredBytes": 9000,
-    },
-}
-"""What the engine says of a model that fits."""
 
 IDENTITY = {("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace")}
 COMPONENT = ("metadata", "labels", names.COMPONENT)
@@ -107,16 +102,19 @@ class FakeCluster:
         metadata_only: bool = False,
     ) -> list[Manifest]:
         self._know(kind)
-        wanted = [pair.partition("=") for pair in labels.split(",") if pair]
-        selected = [pair.split("=") for pair in fields.split(",") if pair]
-        found = []
-        for (of, at), stored in self._objects.items():
-            have = stored.body["metadata"].get("labels") or {}
-            matches = all(k in have and (not eq or have[k] == v) for k, eq, v in wanted)
-            matches &= all(value_at(stored.body, tuple(f.split("."))) == v for f, v in selected)
-            if of is kind and namespace in (None, at.namespace) and matches:
-                found.append(copy.deepcopy(stored.body))
-        return found
+        of_kind = (
+            stored.body
+            for (of, at), stored in self._objects.items()
+            if of is kind and namespace in (None, at.namespace)
+        )
+        return [copy.deepcopy(body) for body in of_kind if is_selected(body, labels, fields)]
+
+    async def list_pages(
+        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = "", size: int
+    ) -> AsyncIterator[list[Manifest]]:
+        found = await self.list_objects(kind, namespace, labels=labels, fields=fields)
+        for begin in range(0, len(found), size):
+            yield found[begin : begin + size]
 
     async def create(self, manifest: Manifest, manager: str) -> Manifest:
         kind, at = self._begin("POST", manifest)
@@ -284,17 +282,8 @@ class FakeCluster:
         template = copy.deepcopy(job["spec"]["template"])
         name = job["metadata"]["name"]
         template["metadata"]["labels"]["batch.kubernetes.io/job-name"] = name
-        state: Manifest = {"running": {}}
-        if message is not None:
-            state = {
-                "terminated": {
-                    "exitCode": 10 if "reason" in message else 0,
-                    "message": msgspec.json.encode(message).decode(),
-                    "finishedAt": timestamp(self.now),
-                }
-            }
-        statuses = [{"name": template["spec"]["containers"][0]["name"], "state": state}]
-        self._pod(f"{name}-pod", job, template, {"containerStatuses": statuses, "phase": "Running"})
+        container = template["spec"]["containers"][0]["name"]
+        self._pod(f"{name}-pod", job, template, job_pod_status(container, message, self.now))
 
     def run_deployments(self, ready: bool = True, *, endpoints: bool = True) -> None:
         """Makes the pods that Deployments ask for, ready or not, and removes surplus ones; without
@@ -302,15 +291,7 @@ class FakeCluster:
         for deployment in self.all(DEPLOYMENT):
             count, stem = deployment["spec"]["replicas"], deployment["metadata"]["name"]
             for index in range(count):
-                condition = {"type": "Ready", "status": str(ready)}
-                condition["lastTransitionTime"] = timestamp(self.now)
-                state = [{"name": names.ENGINE_CONTAINER, "state": {"running": {}}}]
-                status = {
-                    "conditions": [condition],
-                    "containerStatuses": state,
-                    "podIP": f"203.0.113.{index + 1}",
-                    "startTime": timestamp(self.now - 3),
-                }
+                status = engine_pod_status(index, ready, self.now)
                 self._pod(f"{stem}-{index}", deployment, deployment["spec"]["template"], status)
             for pod in self.all(POD):
                 stem_of, _, index_of = pod["metadata"]["name"].rpartition("-")
@@ -435,15 +416,28 @@ class Rig:
         self.progress = FakeProgress()
         self.engines = FakeEngines()
         self.nodes = NodeReader(self.cluster, lambda: self.cluster.now)
+        defaults = Defaults(
+            image=image,
+            network=network or Network(),
+            keda_scaler=keda_scaler,
+        )
+        self.inquirer = Inquirer(
+            self.world,
+            defaults,
+            Sources(
+                EventReader(self.cluster, lambda: self.cluster.now), self.progress, self.engines
+            ),
+            wake=lambda key: self.woken.setdefault(key),
+            wall=lambda: self.cluster.now,
+        )
         self.again: dict[Key, float | None] = {}
         self.scaled_objects = ScaledObjectPoller(self.cluster, self.world, ())
         self.cluster.subscribe(self._feed)
         self.reconciler = Reconciler(
             client=self.cluster,
             world=self.world,
-            defaults=Defaults(image=image, network=network or Network(), keda_scaler=keda_scaler),
-            progress=self.progress,
-            engines=self.engines,
+            defaults=defaults,
+            inquirer=self.inquirer,
             nodes=self.nodes,
             metrics=Metrics(),
             is_leader=lambda: True,
@@ -464,8 +458,11 @@ class Rig:
         self.world.set_gateway(Gateway(addresses))
 
     async def settle(self, limit: int = 60) -> None:
-        """Reconciles what is woken until nothing is. Fails if that does not end."""
+        """Reconciles what is woken, and asks about it, until nothing is. Fails if that does not
+        end."""
         for _ in range(limit):
+            if not self.woken:
+                await self.inquirer.drain()
             if not self.woken:
                 return
             key = next(iter(self.woken))

@@ -11,7 +11,7 @@ class FakeProgress:
     def __init__(self) -> None:
         self.answers: dict[str, Progress] = {}
 
-    async def read(self, ip: str, now: float) -> Progress | None:
+    async def read(self, uid: str, ip: str, now: float) -> Progress | None:
         return self.answers.get(ip)
 
 
@@ -21,5 +21,5 @@ class FakeEngines:
     def __init__(self) -> None:
         self.answers: dict[str, EngineAnswer] = {}
 
-    async def ready(self, ip: str) -> EngineAnswer:
+    async def ready(self, uid: str, ip: str) -> EngineAnswer:
         return self.answers.get(ip, EngineAnswer("Loading"))

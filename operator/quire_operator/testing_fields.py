@@ -106,3 +106,18 @@ def settle_conflicts(
         if taken and not force:
             raise Conflict(409, "apply", f"{sorted(taken)[0]} is owned by {who}", "Conflict")
         owners[who] = paths - taken
+
+
+def is_selected(body: Manifest, labels: str, fields: str) -> bool:
+    """Whether a label selector ("a", "a=b") and a field selector ("a.b=c", "a.b!=c") take it."""
+    have = body["metadata"].get("labels") or {}
+    wanted = (pair.partition("=") for pair in labels.split(",") if pair)
+    if not all(k in have and (not equal or have[k] == v) for k, equal, v in wanted):
+        return False
+    return all(_is_so(body, *pair.split("=")) for pair in fields.split(",") if pair)
+
+
+def _is_so(body: Manifest, field: str, value: str) -> bool:
+    """`field` ends with "!" where it is to be another."""
+    has = value_at(body, tuple(field.removesuffix("!").split("."))) == value
+    return has is not field.endswith("!")

@@ -96,6 +96,19 @@ async def test_list_of_all_namespaces(kube: KubeClient, server: Server) -> None:
     assert await kube.list_objects(POD, "ns") == []
 
 
+async def test_a_list_in_pages_is_asked_for_as_long_as_there_is_a_rest(
+    kube: KubeClient, server: Server
+) -> None:
+    server.body = {"metadata": {"continue": "rest"}, "items": [{"metadata": {"name": "p"}}]}
+    found = []
+    async for page in kube.list_pages(POD, "ns", fields="a!=b", size=1):
+        found.append(page)
+        server.body = {"metadata": {}, "items": [{"metadata": {"name": "q"}}]}
+    assert [[body["metadata"]["name"] for body in page] for page in found] == [["p"], ["q"]]
+    asked = {"fieldSelector": "a!=b", "limit": "1"}
+    assert [request[2] for request in server.requests] == [asked, {**asked, "continue": "rest"}]
+
+
 REFUSALS = [
     (404, "NotFound", "", errors.NotFound),
     (409, "AlreadyExists", "", errors.AlreadyExists),

@@ -38,7 +38,7 @@ async def answers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[web.Res
 
 async def ask() -> tuple[str, str]:
     async with ClientSession() as session:
-        answer = await EngineReader(session).ready(HERE)
+        answer = await EngineReader(session).ready("uid-1", HERE)
     return answer.reason, answer.message
 
 
@@ -67,3 +67,21 @@ async def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
         reason, message = await ask()
     assert reason == "Refused"
     assert message.startswith("/ready cannot be asked: ")
+
+
+async def test_silence_is_remembered_for_a_while_and_of_that_pod_only(
+    answers: list[web.Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "TIMEOUT_SECONDS", 0.05)
+    now = [100.0]
+    async with ClientSession() as session:
+        reader = EngineReader(session, lambda: now[0])
+        assert (await reader.ready("uid-1", HERE)).reason == "NoAnswer"
+        loading = {"ready": False, "reason": "Loading"}
+        answers += [web.json_response(loading, status=503) for _ in range(2)]
+        now[0] += engines.SILENT_SECONDS - 0.1
+        assert (await reader.ready("uid-1", HERE)).reason == "NoAnswer"
+        assert len(answers) == 2, "it was not asked"
+        assert (await reader.ready("uid-2", HERE)).reason == "Loading"
+        now[0] += 0.1
+        assert (await reader.ready("uid-1", HERE)).reason == "Loading"

@@ -8,7 +8,8 @@ from quire_operator import api, fetch, fit, names
 from quire_operator.errors import Denied, QuotaExceeded
 from quire_operator.kinds import CLAIM, DEPLOYMENT, EVENT, JOB, NODE, POD, SERVICE_KIND, Manifest
 from quire_operator.names import Key
-from quire_operator.testing import PLAN_REPORT, Rig, node_manifest, service_manifest
+from quire_operator.testing import Rig, node_manifest, service_manifest
+from quire_operator.testing_pods import PLAN_REPORT
 from quire_operator.values import timestamp
 
 LABEL = "nvidia.com/gpu.memory"

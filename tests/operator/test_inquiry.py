@@ -2,10 +2,11 @@
 
 import pytest
 
+from quire_operator import inquiry
 from quire_operator.errors import Denied
 from quire_operator.kinds import CLAIM, EVENT, POD, Kind, Manifest
 from quire_operator.names import Key
-from quire_operator.observe import MAX_UNCLEAR, EngineAnswer, Progress
+from quire_operator.observe import MAX_UNCLEAR, EngineAnswer, Progress, observe
 from quire_operator.testing import Rig, service_manifest
 from quire_operator.testing_endpoints import event_on
 
@@ -20,24 +21,18 @@ def pods_of_nodes(rig: Rig) -> None:
         rig.cluster.put(pod)
 
 
-async def test_of_many_pods_three_are_asked_about(
-    rig: Rig, chat: Key, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_of_many_pods_three_are_asked_about(rig: Rig, chat: Key) -> None:
     rig.cluster.put(service_manifest(replicas=9))
     await rig.bring_up(chat)
     pods_of_nodes(rig)
-    asked: list[str] = []
-    lists = rig.cluster.list_objects
-
-    async def counted(kind: Kind, namespace: str | None, **more: str) -> list[Manifest]:
-        asked.append(more.get("fields", ""))
-        return await lists(kind, namespace, **more)
-
-    monkeypatch.setattr(rig.cluster, "list_objects", counted)
     rig.cluster.now += 10
-    await rig.wake(chat)
-    assert len(set(asked)) == MAX_UNCLEAR
-    assert all("involvedObject.kind=Pod" in fields for fields in asked)
+    service = rig.world.service(chat)
+    assert service is not None
+    assert service.spec is not None
+    seen = observe(rig.world, chat, service, service.spec, rig.reconciler.defaults, rig.cluster.now)
+    asked = inquiry.questions(seen)
+    assert len(asked.events) == len(asked.engines) == MAX_UNCLEAR
+    assert {*asked.events} == {pod.meta.uid for pod in asked.engines}
 
 
 async def test_a_ready_service_is_asked_about_nothing(

@@ -1,5 +1,7 @@
 """Nodes are listed seldom, and where we may not look they are left alone."""
 
+import asyncio
+
 import pytest
 
 from quire_operator.errors import ApiError, Denied, Invalid
@@ -22,6 +24,7 @@ class Counting(FakeCluster):
         self, kind: Kind, namespace: str | None, **how: object
     ) -> list[Manifest]:
         self.lists += 1
+        await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         return await super().list_objects(kind, namespace, **how)  # type: ignore[arg-type]
@@ -47,6 +50,15 @@ async def test_one_list_serves_all_for_a_while() -> None:
     assert cluster.lists == 1
     cluster.now += FRESH_SECONDS
     assert [node.name for node in await reader.read(LABEL)] == ["a"]
+
+
+async def test_who_comes_while_a_list_runs_waits_for_that_one() -> None:
+    cluster = Counting()
+    cluster.put(node_manifest("a", {LABEL: "81559"}))
+    reader = NodeReader(cluster, lambda: cluster.now)
+    found = await asyncio.gather(*(reader.read(LABEL) for _ in range(8)))
+    assert [len(nodes) for nodes in found] == [1] * 8
+    assert cluster.lists == 1
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from quire_operator.kinds import (
     SERVICE_KIND,
 )
 from quire_operator.names import Key
-from quire_operator.testing import PLAN_REPORT, Rig, node_manifest, service_manifest
+from quire_operator.testing import Rig, node_manifest, service_manifest
 from quire_operator.testing_autoscalers import run_keda
+from quire_operator.testing_pods import PLAN_REPORT
 
 CHAT = Key("default", "chat")
 CHILDREN = (DEPLOYMENT, SERVICE, BUDGET, CLAIM, JOB, LEASE, POD, HPA, SCALED_OBJECT)

@@ -2,8 +2,10 @@
 
 import pytest
 
+from quire_operator import inquiry
 from quire_operator.case import Case
-from quire_operator.inquiry import Inquiry
+from quire_operator.event_reader import EventReader
+from quire_operator.inquirer import Sources
 from quire_operator.kinds import Manifest
 from quire_operator.observe import EngineAnswer
 from quire_operator.plan import plan
@@ -138,7 +140,10 @@ def told(rig: Rig, reason: str, message: str, seconds: float = 0.0, kind: str = 
 
 async def asked(rig: Rig) -> Case:
     """The case after all have been asked."""
-    seen = await Inquiry(rig.cluster, rig.progress, rig.engines, rig.nodes).ask(look(rig))
+    seen = look(rig)
+    sources = Sources(EventReader(rig.cluster), rig.progress, rig.engines)
+    answers = await sources.ask(inquiry.questions(seen), seen.key.namespace, seen.now)
+    seen = inquiry.hear(seen, answers)
     return Case(seen, plan(seen), ())
 
 

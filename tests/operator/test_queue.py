@@ -1,45 +1,16 @@
-"""The work queue, in virtual time: the event loop's clock moves only when nothing is left to do."""
+"""The work queue, in virtual time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
 from quire_operator.names import Key
 from quire_operator.queue import FIRST_SECONDS, LONGEST_SECONDS, WorkQueue
+from quire_operator.testing_time import now, run
 
 A, B = Key("ns", "a"), Key("ns", "b")
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """Sleeps take no time: the clock jumps to the next timer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.virtual = 0.0
-
-    def time(self) -> float:
-        return self.virtual
-
-    def _run_once(self) -> None:
-        ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
-        due = [timer.when() for timer in scheduled if not timer.cancelled()]
-        if not ready and due:
-            self.virtual = max(self.virtual, min(due))
-        super()._run_once()  # type: ignore[misc]
-
-
-Scenario = Callable[[], Coroutine[Any, Any, None]]
-
-
-def run(scenario: Scenario) -> None:
-    loop = VirtualLoop()
-    try:
-        loop.run_until_complete(scenario())
-    finally:
-        loop.close()
 
 
 async def working(
@@ -53,10 +24,6 @@ async def working(
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def test_a_key_waits_once_however_often_it_is_added() -> None:

@@ -82,6 +82,7 @@ async def test_what_a_fetch_waits_for_is_told(rig: Rig, chat: Key) -> None:
     rig.progress.answers["203.0.113.9"] = replace(
         answer, bytes_total=1000, note="a must be served, got HTTP 500 again and again"
     )
+    rig.cluster.now += 1
     await rig.wake(chat)
     words = "0.0 of 1.0 kB; a must be served, got HTTP 500 again and again"
     assert rig.condition(chat).message == words

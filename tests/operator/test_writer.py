@@ -11,7 +11,8 @@ from quire_operator.errors import Conflict, Denied
 from quire_operator.kinds import CLAIM, JOB, LEASE, POD, SERVICE_KIND, Manifest
 from quire_operator.names import Key
 from quire_operator.observe import Observation, observe
-from quire_operator.testing import PLAN_REPORT, Rig, service_manifest
+from quire_operator.testing import Rig, service_manifest
+from quire_operator.testing_pods import PLAN_REPORT
 from quire_operator.values import micro_timestamp, timestamp
 from quire_operator.views import LeaseView
 
