@@ -10,6 +10,7 @@ volume; a model that lies on a claim already is read there instead of at its sou
     a model that lies on a claim: a question that fails holds nothing up, and is asked on
     a revision that has its Deployment ─► is never stopped by a plan
 
+A Job is made when it is the service's turn (plan_places.py): a thousand at once serve nobody.
 Nothing is kept but the answer. Who loses it asks again. A Deployment bears what was asked for it:
 one without was made by an operator that asked nothing, and nobody asks about it now.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from quire_operator import fetch, memory_plan, names
+from quire_operator import fetch, memory_plan, names, plan_places
 from quire_operator.api import PlanStatus
 from quire_operator.fetch import FetchState, Report, Stage
 from quire_operator.memory_plan import GIBIBYTE, MEBIBYTE, Request
@@ -55,6 +56,8 @@ class FitState:
     """Number of the Job to start now."""
     mounted: bool = False
     """Whether that Job reads the model from its claim."""
+    waits_for: int | None = None
+    """How many others' plans come first, while it is not this one's turn."""
     wait_seconds: float | None = None
     """Until the next look or attempt."""
     discard: tuple[JobView, ...] = ()
@@ -69,6 +72,11 @@ class FitState:
         """Whether claim, fetch and pods wait for it."""
         told = self.asking or self.failure is not None or self.refusal is not None
         return told and not self.passes
+
+    @property
+    def asking_words(self) -> str:
+        """What is done for an answer now."""
+        return ASKING if self.waits_for is None else _waiting(self.waits_for)
 
 
 def asks_nodes(seen: Observation) -> bool:
@@ -90,7 +98,7 @@ def state(seen: Observation, fetched: FetchState, request: Request) -> FitState:
         told = live if stored is answer else tuple(job for job in live if job not in asked)
         step = _settled(seen, request, answer, told)
     else:
-        step = _step(seen, fetched, request, asked, pod)
+        step = _in_turn(seen, _step(seen, fetched, request, asked, pod))
         kept = _kept(seen, asked, step)
         step = replace(step, discard=tuple(job for job in live if job not in kept))
     return replace(step, passes=step.passes or seen.current is not None)
@@ -170,6 +178,26 @@ def _step(
     if fetch.last_words_due(seen, job, pod):
         return replace(step, asking=True, pod=pod, wait_seconds=1.0)
     return _failed(seen, step, job, pod)
+
+
+def _in_turn(seen: Observation, step: FitState) -> FitState:
+    """Puts the next Job off while it is others' turn."""
+    if step.start is None:
+        return step
+    places, again = seen.defaults.plan_places, step.start > 1
+    wait = plan_places.wait(seen.plan_line, seen.now, places, again=again)
+    if wait is None:
+        return step
+    failure = step.failure
+    if failure is not None:
+        failure = (failure[0], f"{failure[1]}; {_waiting(wait.num_plans)}")
+    return replace(
+        step, start=None, failure=failure, waits_for=wait.num_plans, wait_seconds=wait.seconds
+    )
+
+
+def _waiting(num_plans: int) -> str:
+    return f"waiting for {num_plans} other plan{'' if num_plans == 1 else 's'}"
 
 
 def _pod_of(seen: Observation, job: JobView | None) -> PodView | None:
@@ -275,7 +303,8 @@ def condition(seen: Observation, fit: FitState) -> tuple[Truth, Words]:
     if fit.failure is not None:
         return "Unknown", fit.failure
     if fit.asking:
-        return "Unknown", ("Planning", ASKING)
+        reason = "Planning" if fit.waits_for is None else plan_places.QUEUED
+        return "Unknown", (reason, fit.asking_words)
     if seen.current is not None and not _was_asked(seen):
         return "Unknown", ("NotPlanned", "its pods were made before anybody asked what they need")
     return "Unknown", ("NotPlanned", "asked when replicas is above 0")

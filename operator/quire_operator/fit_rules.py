@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from quire_operator import fit
 from quire_operator.case import Case, Rule
 
 
@@ -25,4 +24,4 @@ def plan_failed(known: frozenset[str]) -> Rule:
 
 
 def planning(case: Case) -> str | None:
-    return fit.ASKING if case.plans else None
+    return case.plan.fit.asking_words if case.plans else None

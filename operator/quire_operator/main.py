@@ -141,6 +141,7 @@ class Operator:
             network=settings.network,
             keda_scaler=settings.keda_scaler_address,
             external_metrics=settings.external_metrics_port > 0,
+            plan_places=settings.plan_jobs,
         )
         self.inquirer = Inquirer(
             self.world,

@@ -11,6 +11,7 @@ from quire_operator.autoscalers import Limits, keda_hpa, others, wanted_kind
 from quire_operator.fetch_environment import Network
 from quire_operator.kinds import BUDGET, SERVICE, SLICE, Kind
 from quire_operator.names import Key
+from quire_operator.plan_places import ALONE, PLACES, Line
 from quire_operator.pods import Mount, mount_of, revision_of, spec_digest
 from quire_operator.schedules import Minimum
 from quire_operator.values import quantity
@@ -73,7 +74,7 @@ class EngineAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """The operator's settings that go into pods."""
+    """The operator's settings that go into pods and plans."""
 
     image: str
     network: Network
@@ -81,6 +82,8 @@ class Defaults:
     """host:port at which KEDA finds our external scaler; None where it is not served."""
     external_metrics: bool = False
     """Whether we serve external.metrics.k8s.io."""
+    plan_places: int = PLACES
+    """Plan Jobs at a time, in all the cluster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,8 @@ class Observation:
     plan_jobs: tuple[JobView, ...] = ()
     """Ours that ask for a memory plan, by attempt; earlier specs' too."""
     plan_pods: tuple[PodView, ...] = ()
+    plan_line: Line = ALONE
+    """Other services' plans that come first."""
     gpu_nodes: tuple[GpuNode, ...] = ()
     """Looked at while a plan wants to know their memory (`fit.asks_nodes`)."""
     progress: Progress | None = None
@@ -344,6 +349,7 @@ def observe(
         ),
         plan_jobs=tuple(sorted(_plans(ours), key=lambda job: job.attempt)),
         plan_pods=tuple(world.plan_pods(key)),
+        plan_line=world.places.line(key, service),
         writer=world.writer(Key(key.namespace, mount.claim)) if mount.claim else None,
         scaling=world.scaling(key),
         startup_seconds=world.startup_seconds(key),

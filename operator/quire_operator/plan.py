@@ -393,7 +393,8 @@ def _again(seen: Observation, state: FetchState, fitted: FitState) -> float | No
         waits.append(_fetch_poll(seen, state))
     if (state.stage is Stage.NO_CLAIM and fitted.passes) or _autoscaler_leaves(seen):
         waits.append(WAIT_SECONDS)
-    if fitted.asking and (fitted.pod is None or not fitted.pod.on_node):
+    asks = fitted.asking and fitted.waits_for is None
+    if asks and (fitted.pod is None or not fitted.pod.on_node):
         waits.append(WAIT_SECONDS)  # of what keeps its pod away only events tell
     if seen.unclear_pods:
         waits.append(UNCLEAR_SECONDS)

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from quire_operator.errors import SettingError
 from quire_operator.fetch_environment import Network
+from quire_operator.plan_places import PLACES
 
 T = TypeVar("T")
 PREFIX = "QUIRE_"
@@ -73,6 +74,10 @@ class Settings:
     workers: int = 8
     """QUIRE_WORKERS: reconciles at a time. More than the API server answers is of no use."""
 
+    plan_jobs: int = PLACES
+    """QUIRE_PLAN_JOBS: memory plans at a time, in all the cluster: short Jobs that new services
+    wait for, the oldest first. Each reads a model's headers from its source."""
+
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
     """Reads QUIRE_* settings. Raises SettingError for a missing, unknown or bad one."""
@@ -106,6 +111,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         keda_scaler_port=reader.get("KEDA_SCALER_PORT", _port, 0),
         keda_scaler_address=reader.get("KEDA_SCALER_ADDRESS", _address, None),
         workers=int(reader.get("WORKERS", _at_least(1), float(Settings.workers))),
+        plan_jobs=int(reader.get("PLAN_JOBS", _at_least(1), float(Settings.plan_jobs))),
     )
     reader.refuse_unknown()
     if (settings.keda_scaler_port == 0) is not (settings.keda_scaler_address is None):

@@ -36,6 +36,7 @@ from quire_operator.metrics import Metrics
 from quire_operator.names import Key
 from quire_operator.nodes import NodeReader
 from quire_operator.observe import Defaults
+from quire_operator.plan_places import PLACES
 from quire_operator.projections import project
 from quire_operator.reconcile import Reconciler
 from quire_operator.scaled_objects import ScaledObjectPoller
@@ -409,6 +410,7 @@ class Rig:
         network: Network | None = None,
         cluster: FakeCluster | None = None,
         keda_scaler: str | None = "quire-keda.quire-system.svc:9100",
+        plan_places: int = PLACES,
     ) -> None:
         self.cluster = cluster or FakeCluster()
         self.woken: dict[Key, None] = {}
@@ -420,6 +422,7 @@ class Rig:
             image=image,
             network=network or Network(),
             keda_scaler=keda_scaler,
+            plan_places=plan_places,
         )
         self.inquirer = Inquirer(
             self.world,

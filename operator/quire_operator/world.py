@@ -25,6 +25,7 @@ from quire_operator.kinds import (
     Kind,
 )
 from quire_operator.names import Key
+from quire_operator.plan_places import Places
 from quire_operator.ports import Ports
 from quire_operator.views import (
     AutoscalerView,
@@ -120,6 +121,7 @@ class World:
         self._wall = wall
         self.on_activation: Callable[[Key], None] = lambda key: None
         self.ports = Ports()
+        self.places = Places()
         self._gateway: Gateway | None = None
         self._keda_trouble: str | None = None
         self._sightings: dict[Key, Sighting] = {}
@@ -150,6 +152,7 @@ class World:
         self._note_lease(at, view)
         self._link(kind, at, view)
         self._notify(kind, at, view)
+        self._wake_next(before, view)
 
     def drop(self, kind: Kind, at: Key, uid: str | None = None) -> None:
         """Forgets an object that is gone; with `uid` only if it is still that one."""
@@ -166,6 +169,7 @@ class World:
         if kind is LEASE:
             self._sightings.pop(at, None)
         self._notify(kind, at, before)
+        self._wake_next(before, None)
 
     def set_keda_trouble(self, trouble: str | None) -> None:
         """Takes why no ScaledObject can be made, None for that they can; wakes who wants one."""
@@ -339,6 +343,12 @@ class World:
         ready = self._gateway is not None and bool(self._gateway.addresses)
         return ready and service.status.gateway_port is not None
 
+    def _wake_next(self, before: View | None, after: View | None) -> None:
+        """Of those who wait to ask for a memory plan."""
+        key = self.places.next_after(before, after)
+        if key is not None:
+            self._wake(key)
+
     # ---- links ----
 
     def _note_lease(self, at: Key, view: View) -> None:
@@ -369,6 +379,7 @@ class World:
     def _link(self, kind: Kind, at: Key, view: View) -> None:
         for key in self._concerned(kind, at, view):
             self._by_service.setdefault((kind, key), set()).add(at)
+        self.places.learn(at, view)
         if isinstance(view, ServiceView):
             self._by_uid[view.meta.uid] = at
             age = (view.meta.created, view.meta.uid)
@@ -381,6 +392,7 @@ class World:
     def _unlink(self, kind: Kind, at: Key, view: View) -> None:
         for key in self._concerned(kind, at, view):
             _take_out(self._by_service, (kind, key), at)
+        self.places.forget(at, view)
         if isinstance(view, ServiceView):
             self._by_uid.pop(view.meta.uid, None)
         if isinstance(view, ServiceView) and view.spec is not None:

@@ -62,6 +62,7 @@ def test_the_operator_may_do_nothing_to_its_node(render: Renderer, replicas: int
             "externalMetrics": {"enabled": True, "port": 7443},
             "keda": {"externalScaler": {"enabled": True, "port": 9111}},
             "workers": 3,
+            "planJobs": 7,
             "metrics": {"port": 9443},
         },
     ],
@@ -90,6 +91,7 @@ def test_the_environment_is_what_the_operator_reads(render: Renderer, values: Ob
     assert read.keda_scaler_port == keda.get("port", 0)
     assert read.keda_scaler_address == ("quire-keda.quire-system.svc:9111" if keda else None)
     assert read.workers == values.get("workers", 8)
+    assert read.plan_jobs == values.get("planJobs", 50)
     assert read.metrics_port == values.get("metrics", {}).get("port", 9090)
     assert read.probe_port == 8080
     assert {"QUIRE_NAMESPACE", "QUIRE_POD_NAME"} <= environment.keys()

@@ -7,7 +7,8 @@ from quire_operator.api import ModelStatus
 from quire_operator.kinds import CLAIM, EVENT, JOB, LEASE, POD, Kind, Manifest
 from quire_operator.names import Key
 from quire_operator.observe import Progress
-from quire_operator.testing import PLAN_REPORT, Rig, service_manifest
+from quire_operator.testing import Rig, service_manifest
+from quire_operator.testing_pods import PLAN_REPORT
 from quire_operator.values import timestamp
 
 
