@@ -6,7 +6,17 @@ import pytest
 
 from quire_operator import api, fetch, fit, names
 from quire_operator.errors import Denied, QuotaExceeded
-from quire_operator.kinds import CLAIM, DEPLOYMENT, EVENT, JOB, NODE, POD, SERVICE_KIND, Manifest
+from quire_operator.kinds import (
+    CHILDREN,
+    CLAIM,
+    DEPLOYMENT,
+    EVENT,
+    JOB,
+    NODE,
+    POD,
+    SERVICE_KIND,
+    Manifest,
+)
 from quire_operator.names import Key
 from quire_operator.testing import Rig, node_manifest, service_manifest
 from quire_operator.testing_pods import PLAN_REPORT
@@ -773,6 +783,20 @@ async def test_an_upgrade_plans_nothing_for_what_serves(
     assert jobs(rig) == []
     assert rig.cluster.all(DEPLOYMENT)[0]["spec"]["replicas"] == 2
     assert await rig.wake(chat) == []
+
+
+async def test_a_new_operator_with_another_image_asks_nothing_of_what_was_planned(
+    rig: Rig, chat: Key
+) -> None:
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    rig.cluster.plans = None
+    successor = Rig(image="engine:v2", cluster=rig.cluster)
+    for kind in (SERVICE_KIND, *CHILDREN):
+        for body in rig.cluster.all(kind):
+            successor._feed(kind, "MODIFIED", body)
+    assert await successor.wake(chat) == []
+    assert jobs(successor) == []
 
 
 async def test_a_lost_status_is_planned_anew_for_what_does_not_serve(rig: Rig, chat: Key) -> None:
