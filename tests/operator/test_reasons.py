@@ -40,7 +40,6 @@ ASKING = frozenset({"wait_reason", "found", "found_of_pod", "found_beside"})
 NOT_PROVOKED = {
     "Evicted": "the kubelet measures volumes once a minute, and a node has no memory to waste",
     "InvalidSpec": "the API server refuses such a spec; only an older CRD would let it in",
-    "Interrupted": "a Job's pod that goes is in doubt for a minute, then the next attempt is told",
     "NodeLost": "the test cluster has one node, on which everything else runs",
     "SourceUnreachable": "the fetch itself tries for a minute before, told as Fetching",
     "Stalled": "60 s of silence by definition; tests/engine/fetch shortens them",
