@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 
 KILLS = 20
 KILLS_SECONDS = 360
-"""Most of it the pods' own starts, on a busy machine. Waiting 10 s after each would cost 180 more."""
+"""Most of it the pods' own starts. Waiting 10 s after each kill would cost 180 s more."""
 SLOW = 30_000_000  # bytes a second
 LOST_BYTES = 8 * 1024**2
 """A kill may cost each of 8 connections what is in the fetch's buffer (512 KiB) and, on a line so
