@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 
 from quire_operator import api, memory_plan, names, schedules
 from quire_operator.autoscalers import Limits, keda_hpa, others, wanted_kind
@@ -86,10 +87,14 @@ class Defaults:
     """Plan Jobs at a time, in all the cluster."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Observation:
     """One service and everything around it. `spec` has been decoded: a service without one is told
-    so in its status and not planned for."""
+    so in its status and not planned for.
+
+    Without slots, as what is derived, and asked for by every rule, is worked out once: the revision
+    is a hash of the whole spec.
+    """
 
     now: float
     """Epoch seconds."""
@@ -158,7 +163,7 @@ class Observation:
     def uid(self) -> str:
         return self.service.meta.uid
 
-    @property
+    @cached_property
     def mount(self) -> Mount:
         return mount_of(self.spec)
 
@@ -260,7 +265,7 @@ class Observation:
             paused=self.spec.replicas == 0 and not sleeps,
         )
 
-    @property
+    @cached_property
     def current(self) -> DeploymentView | None:
         """The Deployment that holds what the spec asks for, whatever image was pinned to it."""
         digest = spec_digest(self.spec)
@@ -285,13 +290,13 @@ class Observation:
         """Of a new revision, and of fetches."""
         return self.spec.engine.image or self.defaults.image
 
-    @property
+    @cached_property
     def revision(self) -> str:
         if self.current is not None:
             return self.current.revision
         return revision_of(spec_digest(self.spec), self.image)
 
-    @property
+    @cached_property
     def current_pods(self) -> tuple[PodView, ...]:
         """Pods of the wanted revision that are not leaving, and have not ended."""
         return tuple(p for p in self._of_revision() if not p.ended)

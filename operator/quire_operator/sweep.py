@@ -23,6 +23,9 @@ from quire_operator.world import World
 logger = logging.getLogger(__name__)
 
 PERIOD_SECONDS = 120.0
+PAGE_SIZE = 250
+"""Whole objects in one answer: a pod is 30 KiB of JSON, and a multiple of that once it is parsed;
+the process keeps what a start took at once."""
 GRACE_SECONDS = 10.0
 """What a watch may be late by before it counts as having missed something."""
 
@@ -53,8 +56,10 @@ class Sweeper:
         for kind in (*CHILDREN, SERVICE_KIND):
             for namespace in self._namespaces:
                 labels = _selector(kind)
-                for body in await self._client.list_objects(kind, namespace, labels=labels):
-                    self._take(kind, body)
+                pages = self._client.list_pages(kind, namespace, labels=labels, size=PAGE_SIZE)
+                async for page in pages:
+                    for body in page:
+                        self._take(kind, body)
 
     async def run(self) -> None:
         """Sweeps until cancelled."""

@@ -128,6 +128,7 @@ class World:
         self._objects: dict[Kind, dict[Key, View]] = {}
         self._by_service: dict[tuple[Kind, Key], set[Key]] = {}
         self._claims: dict[Key, set[Key]] = {}
+        self._owned_claims: dict[str, set[Key]] = {}
         self._by_uid: dict[str, Key] = {}
         self._scaling: dict[Key, ScalingRecord] = {}
         self._startup: dict[Key, float] = {}
@@ -228,8 +229,8 @@ class World:
 
     def claims_owned(self, namespace: str, uid: str) -> list[ClaimView]:
         """Claims that hold an owner reference to this uid."""
-        views = (v for at, v in self._objects.get(CLAIM, {}).items() if at.namespace == namespace)
-        return [v for v in views if isinstance(v, ClaimView) and uid in v.meta.owners]
+        at = sorted(key for key in self._owned_claims.get(uid, ()) if key.namespace == namespace)
+        return [view for key in at if (view := self.claim(key)) is not None]
 
     def services_of(self, stem: Key) -> list[ServiceView]:
         """Services whose model's fetches go by a stem of names: one content on one claim."""
@@ -380,6 +381,8 @@ class World:
         for key in self._concerned(kind, at, view):
             self._by_service.setdefault((kind, key), set()).add(at)
         self.places.learn(at, view)
+        for uid in view.meta.owners if kind is CLAIM else ():
+            self._owned_claims.setdefault(uid, set()).add(at)
         if isinstance(view, ServiceView):
             self._by_uid[view.meta.uid] = at
             age = (view.meta.created, view.meta.uid)
@@ -393,6 +396,8 @@ class World:
         for key in self._concerned(kind, at, view):
             _take_out(self._by_service, (kind, key), at)
         self.places.forget(at, view)
+        for uid in view.meta.owners if kind is CLAIM else ():
+            _take_out(self._owned_claims, uid, at)
         if isinstance(view, ServiceView):
             self._by_uid.pop(view.meta.uid, None)
         if isinstance(view, ServiceView) and view.spec is not None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_operator import api
+from quire_operator import api, observe
 from quire_operator.errors import QuotaExceeded, Unavailable
 from quire_operator.fetch_environment import Network
 from quire_operator.kinds import (
@@ -15,6 +15,7 @@ from quire_operator.kinds import (
     SERVICE_KIND,
 )
 from quire_operator.names import Key
+from quire_operator.pods import spec_digest
 from quire_operator.testing import Rig, service_manifest
 from quire_operator.world import ScalingReport
 
@@ -38,6 +39,23 @@ async def test_a_second_pass_writes_nothing(rig: Rig, chat: Key) -> None:
     await rig.bring_up(chat)
     rig.cluster.now += 100
     assert await rig.wake(chat) == []
+
+
+async def test_a_pass_hashes_the_spec_a_few_times_only(
+    rig: Rig, chat: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rule asks for the pods of the wanted revision, which is a hash of the spec."""
+    rig.cluster.put(service_manifest())
+    await rig.bring_up(chat)
+    hashed = []
+
+    def counted(spec: api.Spec) -> str:
+        hashed.append(spec)
+        return spec_digest(spec)
+
+    monkeypatch.setattr(observe, "spec_digest", counted)
+    await rig.wake(chat)
+    assert 0 < len(hashed) <= 8
 
 
 async def test_a_new_operator_writes_nothing(rig: Rig, chat: Key) -> None:

@@ -1,9 +1,11 @@
 """The check on the watches: what they missed is learnt, and missing twice running is told."""
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
+from quire_operator import sweep
 from quire_operator.errors import Unavailable
 from quire_operator.kinds import CHILDREN, DEPLOYMENT, POD, SERVICE_KIND, Kind, Manifest
 from quire_operator.metrics import Metrics
@@ -75,6 +77,35 @@ async def test_only_watched_namespaces_are_swept(namespace: str) -> None:
     cluster.put(service_manifest())
     found = Sweeper(cluster, world, (namespace,), sleep=no_sleep)
     assert await found.sweep(SERVICE_KIND) == (1 if namespace == "default" else 0)
+
+
+class Bounded(FakeCluster):
+    """Gives whole objects in parts only."""
+
+    sizes: list[int]
+
+    async def list_objects(self, *_: object, **how: object) -> list[Manifest]:
+        assert how.get("metadata_only"), "whole objects were listed all at once"
+        return []
+
+    async def list_pages(
+        self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = "", size: int
+    ) -> AsyncIterator[list[Manifest]]:
+        found = [body for body in self.all(kind) if kind is SERVICE_KIND]
+        self.sizes.append(size)
+        for begin in range(0, len(found), size):
+            yield found[begin : begin + size]
+
+
+async def test_whole_objects_come_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "PAGE_SIZE", 2)
+    cluster, world = Bounded(), World()
+    cluster.sizes = []
+    for n in range(5):
+        cluster.put(service_manifest(f"s{n}"))
+    await sweeper(cluster, world).fill()
+    assert {key.name for key in world.keys()} == {f"s{n}" for n in range(5)}  # noqa: SIM118
+    assert set(cluster.sizes) == {2}
 
 
 def cold(rig: Rig) -> Rig:

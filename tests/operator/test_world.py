@@ -189,3 +189,28 @@ def test_nothing_is_kept_of_who_is_gone(woken: Woken) -> None:
     kept = {name: value for name, value in vars(woken.world).items() if name != "_objects"}
     sizes = {name: len(value) for name, value in kept.items() if isinstance(value, dict | set)}
     assert set(sizes.values()) == {0}, sizes
+
+
+def claim(version: str, *owners: str, name: str = "model", namespace: str = "default") -> Manifest:
+    metadata = {
+        "namespace": namespace,
+        "name": name,
+        "ownerReferences": [{"uid": uid} for uid in owners],
+    }
+    return stored({"metadata": metadata}, f"uid-{namespace}-{name}", version)
+
+
+def test_claims_are_known_by_who_owns_them_now(woken: Woken) -> None:
+    def owned(uid: str) -> list[str]:
+        return [view.meta.name for view in woken.world.claims_owned("default", uid)]
+
+    woken.put(CLAIM, claim("1", "svc", "other"))
+    woken.put(CLAIM, claim("2", "svc", name="before"))
+    woken.put(CLAIM, claim("3", "svc", namespace="elsewhere"))
+    assert owned("svc") == ["before", "model"]
+    assert owned("other") == ["model"]
+    woken.put(CLAIM, claim("4", "other"))
+    assert owned("svc") == ["before"]
+    woken.world.drop(CLAIM, Key("default", "before"))
+    assert owned("svc") == []
+    assert owned("other") == ["model"]
