@@ -36,7 +36,7 @@ from quire_engine.fetch import (
     run_fetch,
     run_plan,
 )
-from quire_engine.memory_plan import parse_bytes
+from quire_engine.quantity import parse_bytes
 from quire_engine.settings import ServerSettings
 from quire_engine.termination import report_fatal
 

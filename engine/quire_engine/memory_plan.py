@@ -151,21 +151,6 @@ def gibibytes(num_bytes: int) -> str:
     return f"{num_bytes / 1024**2:,.1f} MiB"
 
 
-def parse_bytes(text: str) -> int:
-    """A quantity as Kubernetes writes them: 24GiB, 24Gi, 24GB, 24G or plain bytes. ConfigError."""
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-    units |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
-    stripped = text.strip().lower().removesuffix("b")
-    digits = stripped.rstrip("kmgti")
-    unit = units.get(stripped[len(digits) :])
-    if unit is None or not digits.strip().replace(".", "", 1).isdigit():
-        raise ConfigError(
-            f"memory must be a number of bytes or one with a unit, got {text!r}; write it as "
-            "24GiB or 24Gi"
-        )
-    return int(float(digits) * unit)
-
-
 # ---- the arithmetic -----------------------------------------------------------------------------
 
 
