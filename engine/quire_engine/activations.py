@@ -1,4 +1,4 @@
-"""What a step holds at most beside weights and KV cache, whatever its batch is made of. Pure.
+"""What a step, or loading, holds at most beside weights and KV cache, whatever the batch is. Pure.
 
 On a CPU the large temporaries lie in one workspace, one after another: fused QKV and attention's
 output, or the fused gate-up and its product, for each token of the budget; then the logits of each
@@ -20,6 +20,10 @@ DRAWN_ROWS = 8  # that the sampler draws from at a time
 # Objects of Python's, what torch sets up with an operation's first use, holes in the heap. SmolLM2:
 # 4 MB where all sequences are greedy, 8 MB where all draw and ask for log probabilities.
 UNTRACKED_BYTES = 6 << 20
+# What loading takes beside the packed weights, before any step: a quarter of a million values at
+# a time (quire_kernels' VALUES_AT_ONCE), up to 14 bytes each on their way from a GGUF's blocks, and
+# twice in bfloat16. Sixteen rows are the least: those of more than 28,000 values take more.
+LOADING_BYTES = 8 << 20
 
 
 def activation_bytes(
@@ -38,7 +42,7 @@ def activation_bytes(
     if device == "cpu":
         workspace = workspace_values(part, tokens, rows)
         values = workspace + max(hidden, _drawn(vocab_size))
-        return values * FLOAT_BYTES + UNTRACKED_BYTES
+        return max(values * FLOAT_BYTES + UNTRACKED_BYTES, LOADING_BYTES)
     layer = hidden + tokens * (part.hidden_size + _layer_values(part))
     value_bytes = DTYPE_BYTES[compute_dtype(engine, device)]
     logits = rows * vocab_size * (value_bytes + FLOAT_BYTES)

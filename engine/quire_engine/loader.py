@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -9,11 +11,12 @@ from torch import Tensor
 
 import quire_kernels as kernels
 from quire_engine.config import EngineConfig, Quantization
-from quire_engine.errors import ModelMissing, ModelUnsupported
+from quire_engine.errors import ModelUnsupported
+from quire_engine.fetch.headers import gguf_config, read_model_config
 from quire_engine.gguf import GgufFile
 from quire_engine.gguf_names import ROPE_FACTORS
 from quire_engine.memory_plan import context_limit
-from quire_engine.models.config import ModelConfig, from_gguf, read_config
+from quire_engine.models.config import ModelConfig
 from quire_engine.models.decoder import Decoder, DecoderWeights, LayerWeights
 from quire_engine.models.rope import cos_sin_table
 from quire_engine.models.shapes import check_names, expected_shapes
@@ -21,6 +24,7 @@ from quire_engine.weight_files import (
     GgufSource,
     RandomSource,
     SafetensorsSource,
+    StoredTensor,
     WeightSource,
 )
 
@@ -41,7 +45,8 @@ class LoadedModel:
 def load_model(
     config: EngineConfig, device: torch.device, on_tensor: Callable[[], None] = lambda: None
 ) -> LoadedModel:
-    """Read, check and pack the model that `config` names. `on_tensor` is called for each tensor.
+    """Read, check and pack the model that `config` names. `on_tensor` is called for each piece of
+    a tensor. What exists at once beside the packed weights is bounded (activations.LOADING_BYTES).
 
     Raises ConfigError, ModelMissing, ModelCorrupt or ModelUnsupported.
     """
@@ -82,17 +87,13 @@ def weight_bytes(weights: DecoderWeights) -> int:
 
 def _open(config: EngineConfig) -> tuple[ModelConfig, WeightSource]:
     path = Path(config.model)
+    if config.load_format == "dummy":
+        model = read_model_config(path)
+        return model, RandomSource(expected_shapes(model), config.seed)
     if path.suffix == ".gguf":
         file = GgufFile.open(path)
-        return from_gguf(file.metadata, frozenset(file.tensors)), GgufSource(file)
-    if not path.is_dir():
-        raise ModelMissing(
-            f"model must be a folder or a .gguf file, got {path}; fetch it there first"
-        )
-    model = read_config(path)
-    if config.load_format == "dummy":
-        return model, RandomSource(expected_shapes(model), config.seed)
-    return model, SafetensorsSource(path)
+        return gguf_config(file.header, str(path)), GgufSource(file)
+    return read_model_config(path), SafetensorsSource(path)
 
 
 def matrix_dtype(config: EngineConfig, device: torch.device) -> torch.dtype | None:
@@ -132,9 +133,7 @@ class _Reader:
     def matrix(self, *names: str) -> kernels.PackedLinear:
         """The matrices `names`, one under the other, packed. ModelUnsupported where an infinity or
         a NaN among them cannot be quantized."""
-        parts = [self._read(name) for name in names]
-        weight = parts[0] if len(parts) == 1 else torch.cat(parts)
-        weight = weight.to(self._device, self._weight_dtype or weight.dtype)
+        weight = self._stacked([self._tensor(name) for name in names])
         self.matrix_dtype = weight.dtype
         try:
             return kernels.pack_linear(weight, self._quantization)
@@ -145,22 +144,40 @@ class _Reader:
 
     def vector(self, *names: str) -> Tensor:
         """The vectors `names`, one after the other, in the activations' dtype."""
-        parts = [self._read(name) for name in names]
+        parts = [self._tensor(name).whole() for name in names]
+        self._on_tensor()
         return torch.cat(parts).to(self._device, self._activation_dtype)
 
     def rope_factors(self) -> Tensor | None:
         """A GGUF's frequency factors, where it has them."""
-        return self._source.read(ROPE_FACTORS) if ROPE_FACTORS in self._source.names else None
+        if ROPE_FACTORS not in self._source.names:
+            return None
+        return self._source.tensor(ROPE_FACTORS).whole()
 
-    def _read(self, name: str) -> Tensor:
-        tensor = self._source.read(name)
-        if tuple(tensor.shape) != self._shapes[name]:
+    def _tensor(self, name: str) -> StoredTensor:
+        tensor = self._source.tensor(name)
+        if tensor.shape != self._shapes[name]:
             raise ModelUnsupported(
                 f"{name} must have the shape {self._shapes[name]} that the config says, got "
-                f"{tuple(tensor.shape)}; config and weights must come from one model"
+                f"{tensor.shape}; config and weights must come from one model"
             )
-        self._on_tensor()
         return tensor
+
+    def _stacked(self, parts: list[StoredTensor]) -> kernels.WeightRows:
+        """The parts, one under the other, in one dtype."""
+        dtype = self._weight_dtype or reduce(torch.promote_types, (part.dtype for part in parts))
+        starts = list(accumulate((part.shape[0] for part in parts), initial=0))
+
+        def read(begin: int, end: int) -> Tensor:
+            pieces = []
+            for part, start in zip(parts, starts, strict=False):
+                first, last = max(begin - start, 0), min(end - start, part.shape[0])
+                if first < last:
+                    pieces.append(part.rows(first, last).to(self._device, dtype))
+                    self._on_tensor()
+            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+        return kernels.WeightRows((starts[-1], parts[0].shape[1]), dtype, self._device, read)
 
 
 def _weights(model: ModelConfig, reader: _Reader, num_positions: int) -> DecoderWeights:

@@ -17,7 +17,7 @@ from quire_engine.block_manager import BlockManager
 from quire_engine.config import EngineConfig, require_built
 from quire_engine.engine import Engine
 from quire_engine.errors import DoesNotFit, NoDevice
-from quire_engine.fetch.headers import ModelFacts, read_dummy, read_local, read_local_adapter
+from quire_engine.fetch.headers import read_local, read_local_adapter
 from quire_engine.fetch.verification import Verification, start_verification
 from quire_engine.loader import LoadedModel, load_model, matrix_dtype
 from quire_engine.machine import engine_memory_bytes, num_cpus
@@ -124,7 +124,7 @@ def plan_memory(config: EngineConfig, device: torch.device) -> MemoryPlan:
     """What `quire-engine plan` says for this memory. DoesNotFit where it says no."""
     on_gpu = device.type == "cuda"
     memory = torch.cuda.mem_get_info(device)[1] if on_gpu else engine_memory_bytes()
-    facts = _facts(config)
+    facts = read_local(Path(config.model), config.load_format)
     adapters = tuple(
         read_local_adapter(Path(module.path), facts.config) for module in config.lora_modules
     )
@@ -134,11 +134,6 @@ def plan_memory(config: EngineConfig, device: torch.device) -> MemoryPlan:
     if plan.refusal is not None:
         raise DoesNotFit(plan.refusal)
     return plan
-
-
-def _facts(config: EngineConfig) -> ModelFacts:
-    path = Path(config.model)
-    return read_dummy(path) if config.load_format == "dummy" else read_local(path)
 
 
 def _workspace(model: LoadedModel, plan: MemoryPlan) -> torch.Tensor | None:

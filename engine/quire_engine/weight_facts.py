@@ -146,8 +146,10 @@ def matrix_bytes(
     if engine.quantization == "int8":
         scales = -(-matrix.columns // INT8_GROUP)
         return rows * (matrix.columns + scales * DTYPE_BYTES["bfloat16"])
-    value_bytes = max(_loaded_bytes(dtype, engine, device) for dtype in stored)
-    return rows * matrix.columns * value_bytes
+    dtypes = {_loaded_dtype(dtype, engine, device) for dtype in stored}
+    # what bfloat16 and float16 have in common is float32
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    return rows * matrix.columns * DTYPE_BYTES[dtype]
 
 
 def require_quantizable(
@@ -196,14 +198,14 @@ def weight_dtype(weights: WeightFacts, engine: EngineConfig, device: DeviceKind)
     return weights.dtype
 
 
-def _loaded_bytes(stored: str, engine: EngineConfig, device: DeviceKind) -> int:
-    """Bytes of a value once loaded. On a CPU narrow values are widened in registers, so that
+def _loaded_dtype(stored: str, engine: EngineConfig, device: DeviceKind) -> str:
+    """The format of a tensor once loaded. On a CPU narrow values are widened in registers, so that
     neither auto nor float32 makes them larger; a GGUF's blocks become bfloat16."""
     if engine.dtype != "auto" and not (device == "cpu" and engine.dtype == "float32"):
-        return DTYPE_BYTES[engine.dtype]
+        return engine.dtype
     if device == "cuda":
-        return DTYPE_BYTES["bfloat16"]
-    return DTYPE_BYTES[FLOAT_NAMES.get(stored, "bfloat16")]
+        return "bfloat16"
+    return FLOAT_NAMES.get(stored, "bfloat16")
 
 
 def _check_size(tensor: TensorFacts, shape: tuple[int, ...]) -> None:

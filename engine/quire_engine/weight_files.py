@@ -4,19 +4,37 @@ All of them give tensors by their Hugging Face names. Files are held against the
 before a byte is used, so that a half-written or cut file is ModelCorrupt and not a strange answer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quire_engine.errors import ModelCorrupt
-from quire_engine.gguf import GgufFile
+from quire_engine.gguf import Floats, GgufFile
 from quire_engine.gguf_names import hugging_face_name
 from quire_engine.safetensors_header import whole_file_header
 from quire_engine.shards import shards_of, tensors_in
+
+_FLOATS = {"F32": torch.float32, "F16": torch.float16}  # of a GGUF; all else becomes bfloat16
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is read some rows at a time. `rows(begin, end)` are on the CPU."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rows: Callable[[int, int], Tensor]
+
+    def whole(self) -> Tensor:
+        """All of it: for vectors."""
+        return self.rows(0, self.shape[0])
 
 
 class WeightSource(Protocol):
@@ -26,8 +44,8 @@ class WeightSource(Protocol):
     def names(self) -> frozenset[str]:
         """All tensors that are there."""
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in the dtype it is stored in (quantized GGUF: bfloat16)."""
+    def tensor(self, name: str) -> StoredTensor:
+        """One of them, in the dtype it is stored in (quantized GGUF: bfloat16)."""
 
 
 class SafetensorsSource:
@@ -44,13 +62,13 @@ class SafetensorsSource:
     def names(self) -> frozenset[str]:
         return frozenset(self._files)
 
-    def read(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> StoredTensor:
         path = self._files[name]
-        try:
-            tensor: Tensor = self._open[path].get_tensor(name)  # type: ignore[no-untyped-call]
+        try:  # the file's own pages, mapped: no memory until they are read, and then the cache's
+            mapped: Tensor = self._open[path].get_tensor(name)  # type: ignore[no-untyped-call]
         except SafetensorError as error:
             raise _corrupt(path, str(error)) from error
-        return tensor
+        return StoredTensor(tuple(mapped.shape), mapped.dtype, lambda begin, end: mapped[begin:end])
 
 
 def _files_by_tensor(model_dir: Path) -> dict[str, Path]:
@@ -72,37 +90,56 @@ class GgufSource:
 
     def __init__(self, file: GgufFile) -> None:
         self._file = file
-        self._gguf_name_of = {hugging_face_name(name): name for name in file.tensors}
+        self._metadata = file.header.metadata
+        self._gguf_name_of = {hugging_face_name(name): name for name in file.header.tensors}
         # llama.cpp's converter interleaves the halves of each head's rows for this architecture.
-        self._interleaved = file.metadata.get("general.architecture") == "llama"
+        self._interleaved = self._metadata.get("general.architecture") == "llama"
 
     @property
     def names(self) -> frozenset[str]:
         return frozenset(self._gguf_name_of)
 
-    def read(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> StoredTensor:
         gguf_name = self._gguf_name_of[name]
-        type_name = self._file.tensors[gguf_name].type_name
-        tensor = torch.from_numpy(self._file.read(gguf_name).copy())
-        if type_name != "F32":
-            tensor = tensor.to(torch.float16 if type_name == "F16" else torch.bfloat16)
+        entry = self._file.header.tensors[gguf_name]
+        dtype = _FLOATS.get(entry.type_name, torch.bfloat16)
+        order = self._order(name, entry.shape[0])
+        if len(entry.shape) == 1:
+            values = self._file.read(gguf_name)
+            vector = _tensor(values if order is None else values[order]).to(dtype)
+            return StoredTensor(entry.shape, dtype, lambda begin, end: vector[begin:end])
+        stored = self._file.raw(gguf_name)
+
+        def rows(begin: int, end: int) -> Tensor:
+            picked = stored[begin:end] if order is None else stored[order[begin:end]]
+            return _tensor(self._file.widen(gguf_name, picked)).to(dtype)
+
+        return StoredTensor(entry.shape, dtype, rows)
+
+    def _order(self, name: str, num_rows: int) -> NDArray[np.int64] | None:
+        """Where the rows of a tensor stand in the file; None for as they are."""
         if self._interleaved and ".q_proj." in name:
-            return _halves(tensor, self._heads("attention.head_count"))
+            return _halves(num_rows, self._heads("attention.head_count"))
         if self._interleaved and ".k_proj." in name:
-            return _halves(tensor, self._heads("attention.head_count_kv"))
-        return tensor
+            return _halves(num_rows, self._heads("attention.head_count_kv"))
+        return None
 
     def _heads(self, key: str) -> int:
-        metadata = self._file.metadata
-        value = metadata.get(f"llama.{key}", metadata["llama.attention.head_count"])
+        value = self._metadata.get(f"llama.{key}", self._metadata["llama.attention.head_count"])
         assert isinstance(value, int)
         return value
 
 
-def _halves(tensor: Tensor, num_heads: int) -> Tensor:
-    """Rows of each head from interleaved pairs (GGUF's llama) to two halves (Hugging Face's)."""
-    rows = tensor.view(num_heads, tensor.shape[0] // num_heads // 2, 2, *tensor.shape[1:])
-    return rows.transpose(1, 2).reshape(tensor.shape)
+def _halves(num_rows: int, num_heads: int) -> NDArray[np.int64]:
+    """Interleaved pairs of a head's rows (GGUF's llama), in the order of two halves (Hugging
+    Face's)."""
+    pairs = np.arange(num_rows).reshape(num_heads, -1, 2)
+    return pairs.swapaxes(1, 2).reshape(-1)
+
+
+def _tensor(values: Floats) -> Tensor:
+    """Torch wants memory that may be written: values that lie in the file itself are copied."""
+    return torch.from_numpy(np.require(values, requirements="W"))
 
 
 class RandomSource:
@@ -116,11 +153,16 @@ class RandomSource:
     def names(self) -> frozenset[str]:
         return frozenset(self._shapes)
 
-    def read(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> StoredTensor:
         shape = self._shapes[name]
-        if name.endswith("norm.weight"):
-            return torch.ones(shape, dtype=torch.bfloat16)
-        return torch.randn(shape, generator=self._generator).mul_(0.02).to(torch.bfloat16)
+
+        def rows(begin: int, end: int) -> Tensor:
+            part = (end - begin, *shape[1:])
+            if name.endswith("norm.weight"):
+                return torch.ones(part, dtype=torch.bfloat16)
+            return torch.randn(part, generator=self._generator).mul_(0.02).to(torch.bfloat16)
+
+        return StoredTensor(shape, torch.bfloat16, rows)
 
 
 def _corrupt(path: Path, what: str) -> ModelCorrupt:

@@ -12,7 +12,7 @@ from quire_kernels.errors import (
     KernelInputError,
     KernelSettingError,
 )
-from quire_kernels.ops.linear.packed import PackedLinear, Quantization
+from quire_kernels.ops.linear.packed import PackedLinear, Quantization, WeightRows
 from quire_kernels.progress import progress_counter
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "KernelSettingError",
     "PackedLinear",
     "Quantization",
+    "WeightRows",
     "add_rms_norm",
     "argmax",
     "backend",
@@ -44,14 +45,17 @@ def _serving(tensor: torch.Tensor) -> Backend:
     return backend("cpu") if tensor.is_cpu else backend(tensor.device.type)
 
 
-def pack_linear(weight: torch.Tensor, quantization: Quantization | None = None) -> PackedLinear:
-    """Pack a weight [N, K] for `linear` and `embedding`.
+def pack_linear(
+    weight: torch.Tensor | WeightRows, quantization: Quantization | None = None
+) -> PackedLinear:
+    """Pack a weight [N, K] for `linear` and `embedding`. One that is read by rows is never whole
+    beside what it becomes.
 
     On a CPU bf16 and fp16 keep their bits; fp32 becomes bf16 where that loses nothing, else stays.
     With "int8" each weight becomes 8 bits, and each 64 of a row share a scale (ops/linear/int8.py);
     a weight that is not finite is a KernelInputError then.
     """
-    return _serving(weight).pack_linear(weight, quantization)
+    return backend(weight.device.type).pack_linear(weight, quantization)
 
 
 def linear(

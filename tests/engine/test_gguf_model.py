@@ -8,6 +8,8 @@ import torch
 
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ModelUnsupported
+from quire_engine.fetch import PlanOptions
+from quire_engine.fetch.plan_command import find, plan_of
 from quire_engine.loader import load_model
 from quire_engine.models.decoder import LayerWeights
 from quire_engine.start import start_engine
@@ -93,6 +95,19 @@ def test_bf16_weights_are_the_same_from_both_formats(family, write_gguf, tiny_mo
 def test_quantized_weights_become_bfloat16(write_gguf):
     model = load(write_gguf("qwen3", "Q8_0"))
     assert model.weight_dtype == "bfloat16"
+
+
+def test_dummy_weights_take_the_shapes_of_a_gguf_and_nothing_else(write_gguf):
+    path = write_gguf("qwen3", "F32")
+    engine = EngineConfig(
+        model=str(path), device="cpu", load_format="dummy", kv_cache_memory_bytes=1 << 20
+    )
+    plan = plan_of(find(PlanOptions(engine.model, engine)).facts, engine, None)
+    _, ready = start_engine(engine)
+    assert (ready.dtype, ready.weight_bytes) == ("bfloat16", plan.weight_bytes)
+    stored, random = load(path).decoder.weights, load_model(engine, CPU).decoder.weights
+    assert stored.embedding.shape == random.embedding.shape
+    assert stored.embedding.format != random.embedding.format
 
 
 def test_a_float_gguf_is_quantized_and_a_quantized_one_is_not(write_gguf):

@@ -76,6 +76,20 @@ def test_int8_takes_the_bytes_that_the_plan_counts(tiny_model):
             assert loaded.weight_bytes == weight_bytes(facts.config, facts.weights, engine, "cpu")
 
 
+def test_formats_that_are_mixed_in_one_matrix_take_what_is_planned(tiny_model):
+    """float16 beside bfloat16 becomes float32, which holds both."""
+    folder = tiny_model(dtype=torch.bfloat16)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name in ("self_attn.v_proj", "mlp.up_proj"):
+        name = f"model.layers.0.{name}.weight"
+        tensors[name] = (tensors[name].float() * 1.001).half()
+    save_file(tensors, path)
+    facts, engine = read_local(folder), EngineConfig(model=str(folder))
+    planned = weight_bytes(facts.config, facts.weights, engine, "cpu")
+    assert load_model(engine, CPU).weight_bytes == planned
+
+
 def test_a_weight_that_is_not_finite_is_not_quantized(tiny_model):
     folder = tiny_model()
     path = folder / "model.safetensors"
@@ -90,7 +104,8 @@ def test_a_weight_that_is_not_finite_is_not_quantized(tiny_model):
 
 def test_progress_moves_with_each_tensor(tiny_model):
     names = []
-    load_model(EngineConfig(model=str(tiny_model())), CPU, lambda: names.append(1))
+    model = str(tiny_model(dtype=torch.bfloat16))
+    load_model(EngineConfig(model=model), CPU, lambda: names.append(1))
     assert len(names) == 2 + 3 * 9
 
 

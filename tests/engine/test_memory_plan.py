@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire_cluster.tiny_models import TinyModel
 from quire_engine import memory_plan
-from quire_engine.activations import activation_bytes
+from quire_engine.activations import LOADING_BYTES, activation_bytes
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
-from quire_engine.memory_plan import CPU_RUNTIME_BYTES, MAX_CPU_KV_BYTES, MemoryPlan, parse_bytes
+from quire_engine.memory_plan import CPU_RUNTIME_BYTES, MAX_CPU_KV_BYTES, MemoryPlan
 from quire_engine.models.config import from_hugging_face
 from quire_engine.models.shapes import expected_shapes
 from quire_engine.weight_facts import DeviceKind, TensorFacts, WeightFacts
@@ -189,19 +190,12 @@ def activations(tokens: int, seqs: int) -> int:
     return activation_bytes(LLAMA_8B, LLAMA_8B.vocab_size, engine, "cuda")
 
 
-@pytest.mark.parametrize(
-    ("text", "num_bytes"),
-    [("24GiB", 24 * GIB), ("24Gi", 24 * GIB), ("1.5G", 1_500_000_000), ("80 GB", 80 * 10**9),
-     ("512", 512), ("64Mi", 64 << 20)],
-)  # fmt: skip
-def test_quantities(text: str, num_bytes: int) -> None:
-    assert parse_bytes(text) == num_bytes
-
-
-@pytest.mark.parametrize("text", ["", "lots", "24 apples", "-1Gi", "1e9", "Gi"])
-def test_bad_quantities(text: str) -> None:
-    with pytest.raises(ConfigError, match="24GiB"):
-        parse_bytes(text)
+def test_on_a_cpu_loading_takes_as_much_as_a_small_step() -> None:
+    tiny = from_hugging_face(TinyModel().config())
+    engine = EngineConfig(model="m", max_num_seqs=1, max_num_batched_tokens=1)
+    assert activation_bytes(tiny, tiny.vocab_size, engine, "cpu") == LOADING_BYTES
+    engine = EngineConfig(model="m", max_num_seqs=1, max_num_batched_tokens=10_000)
+    assert activation_bytes(tiny, tiny.vocab_size, engine, "cpu") > LOADING_BYTES
 
 
 def test_a_gpus_gated_activation_takes_what_is_planned() -> None:

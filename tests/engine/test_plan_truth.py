@@ -1,4 +1,5 @@
-"""The memory plan against a real core process that is given all that it may be given.
+"""The memory plan against a real core process that is given all that it may be given, and against
+one that loads a matrix as large as all the rest.
 
 Used: RssAnon of the process (proc_pid_status(5)) above what it was when its imports were done, as
 packed weights, rotary table, KV cache and activations all are anonymous memory, while the files
@@ -6,17 +7,24 @@ that the weights were read from are mapped and let go of.
 """
 
 import contextlib
+import json
+import math
 import shutil
+import struct
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quire_cluster.tiny_models import TinyModel
 from quire_engine.config import EngineConfig, LoraModule
+from quire_engine.fetch.headers import read_local
 from quire_engine.fetch.options import PlanOptions
 from quire_engine.fetch.plan_command import find, plan_of
 from quire_engine.messages import AddRequest, CoreReady, RequestId, SamplingParams, Shutdown
@@ -38,7 +46,7 @@ class Precision:
     """A way to keep the weights: the engine's flags, and the format of the checkpoint."""
 
     flags: dict[str, str]
-    stored: torch.dtype = torch.bfloat16
+    stored: torch.dtype | None = torch.bfloat16  # None: the GGUF of Q4_1 blocks
     value_bytes: float = 2.0  # that a weight takes, to know that the case is what it says
     num_adapters: int = 0
 
@@ -48,6 +56,7 @@ PRECISIONS = {
     "fp32": Precision({}, torch.float32, 4.0),
     "int8": Precision({"quantization": "int8"}, value_bytes=1 + 2 / 64),
     "adapters": Precision({}, num_adapters=3),
+    "gguf": Precision({}, stored=None),
 }
 
 
@@ -56,10 +65,13 @@ def checkpoint(tmp_path_factory):
     """The real model, its weights stored in a format."""
     from quire_cluster.model import prepare_model
 
-    original = prepare_model().safetensors
+    paths = prepare_model()
+    original = paths.safetensors
     folder = tmp_path_factory.mktemp("fp32")
 
-    def checkpoint(dtype: torch.dtype) -> Path:
+    def checkpoint(dtype: torch.dtype | None) -> Path:
+        if dtype is None:
+            return paths.gguf
         if dtype is torch.bfloat16:
             return original
         if not (folder / "model.safetensors").exists():
@@ -110,6 +122,15 @@ def request(number: int, prompt_len: int, max_tokens: int, adapter: str) -> AddR
     )
 
 
+def started(core, model, **fields):
+    """A core that has loaded `model`, its memory since its imports were done, and its CoreReady."""
+    running = core(model, num_threads=2, kv_cache_memory_bytes=None, **fields).start()
+    while running.progress.read().pending == 0:  # it imports
+        time.sleep(0.0005)
+    memory = Memory(running.process.pid)
+    return running, memory, running.receive()
+
+
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_used_is_what_was_planned(core, checkpoint, make_adapter, name):
     precision = PRECISIONS[name]
@@ -122,11 +143,7 @@ def test_used_is_what_was_planned(core, checkpoint, make_adapter, name):
     config = EngineConfig(model=str(model), device="cpu", **flags)
     found = find(PlanOptions(model=str(model), engine=config))
     plan = plan_of(found.facts, config, None, found.adapters)
-    running = core(model, num_threads=2, kv_cache_memory_bytes=None, **flags).start()
-    while running.progress.read().pending == 0:  # it imports
-        time.sleep(0.0005)
-    memory = Memory(running.process.pid)
-    ready = running.receive()
+    running, memory, ready = started(core, model, **flags)
     assert isinstance(ready, CoreReady)
     assert (ready.num_blocks, ready.weight_bytes) == (plan.num_blocks, plan.weight_bytes)
     assert ready.weight_bytes == pytest.approx(plan.parameters * precision.value_bytes, rel=0.01)
@@ -151,3 +168,101 @@ def test_used_is_what_was_planned(core, checkpoint, make_adapter, name):
     assert running.process.wait(timeout=30) == 0
     assert used == pytest.approx(planned, rel=TOLERANCE)
     assert used <= peak <= planned * (1 + TOLERANCE)
+
+
+# ---- a matrix of 210 MB in bfloat16: a vocabulary of 102,400 words -----------------------------
+
+WORDS, HIDDEN = 102_400, 1024
+LARGE = TinyModel(
+    hidden_size=HIDDEN, intermediate_size=64, num_layers=1, num_heads=8, num_kv_heads=8,
+    vocab_size=WORDS,
+)  # fmt: skip
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def write_large_gguf(folder: Path, type_name: str) -> Path:
+    """Zeros, which are sparse on a disk and take as much as any number once they are loaded."""
+    path, kind = folder / "large.gguf", gguf.GGMLQuantizationType[type_name]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(LARGE.num_layers)
+    writer.add_context_length(LARGE.max_model_len)
+    writer.add_embedding_length(LARGE.hidden_size)
+    writer.add_feed_forward_length(LARGE.intermediate_size)
+    writer.add_head_count(LARGE.num_heads)
+    writer.add_head_count_kv(LARGE.num_kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(LARGE.vocab_size)
+    writer.add_token_list([f"word {number}" for number in range(WORDS)])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LARGE.num_layers)
+    num_bytes = 0
+    for name, shape in LARGE.shapes().items():
+        if name == "lm_head.weight":
+            continue
+        is_large = name == EMBEDDING
+        stored = gguf.quants.quant_shape_to_byte_shape(shape, kind) if is_large else shape
+        array = np.broadcast_to(np.zeros((), np.uint8 if is_large else np.float32), stored)
+        writer.add_tensor_info(
+            names.get_name(name, try_suffixes=(".weight",)), stored, array.dtype, array.nbytes,
+            raw_dtype=kind if is_large else None,
+        )  # fmt: skip
+        num_bytes += -(-array.nbytes // 32) * 32
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + 32 + num_bytes)
+    return path
+
+
+def write_large_safetensors(folder: Path, dtype: str, value_bytes: int) -> Path:
+    config = LARGE.config() | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    header, offset = {}, 0
+    for name, shape in sorted(LARGE.shapes().items(), key=lambda item: item[0] == EMBEDDING):
+        if name != "lm_head.weight":
+            end = offset + math.prod(shape) * value_bytes
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, end]}
+            offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
+        if dtype == "F32":  # the last value alone is one that bfloat16 does not hold
+            file.seek(8 + len(text) + offset - 4)
+            file.write(struct.pack("<f", 1.0001))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("stored", "flags", "value_bytes"),
+    [
+        ("Q6_K", {}, 2),
+        ("F16", {"quantization": "int8"}, 1 + 2 / 64),
+        ("safetensors F32", {}, 4),
+        ("safetensors BF16", {"quantization": "int8"}, 1 + 2 / 64),
+        ("safetensors BF16", {"load_format": "dummy"}, 2),
+    ],
+)
+def test_loading_takes_no_more_than_what_is_planned(core, tmp_path, stored, flags, value_bytes):
+    """Nothing of a matrix's size exists beside what it becomes."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if stored.startswith("safetensors"):
+        dtype = stored.split()[1]
+        model = write_large_safetensors(folder, dtype, {"F32": 4, "BF16": 2}[dtype])
+    else:
+        model = write_large_gguf(folder, stored)
+    shape = {"max_num_seqs": 1, "max_num_batched_tokens": 16, "num_gpu_blocks_override": 2}
+    config = EngineConfig(model=str(model), device="cpu", **shape, **flags)
+    plan = plan_of(read_local(model, config.load_format), config, None)
+    assert plan.weight_bytes == pytest.approx(WORDS * HIDDEN * value_bytes, rel=0.1)
+    running, memory, ready = started(core, model, **shape, **flags)
+    assert isinstance(ready, CoreReady)
+    peak = memory.peak
+    memory.close()
+    running.send(Shutdown())
+    assert running.process.wait(timeout=30) == 0
+    planned = plan.fixed_bytes - plan.runtime_bytes + plan.num_blocks * plan.block_bytes
+    assert 0.9 * plan.weight_bytes <= peak <= planned * (1 + TOLERANCE)

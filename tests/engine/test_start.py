@@ -75,6 +75,16 @@ def test_weights_take_what_is_planned(config, tiny_model, stored, dtype):
     assert ready.weight_bytes == plan.weight_bytes
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_dummy_weights_are_loaded_as_they_are_planned(config, tiny_model, stored):
+    """Random ones are bfloat16, whatever the checkpoint's are."""
+    engine = config(model=str(tiny_model("qwen3", stored)), load_format="dummy")
+    _, ready = start.start_engine(engine)
+    plan = plan_of(find(PlanOptions(engine.model, engine)).facts, engine, None)
+    assert (plan.weight_bytes, plan.weight_dtype) == (ready.weight_bytes, ready.dtype)
+    assert ready.dtype == "bfloat16"
+
+
 def test_what_does_not_fit_is_refused_before_it_is_loaded(config, monkeypatch):
     monkeypatch.setattr(start, "engine_memory_bytes", lambda: 100 * MIB)
     monkeypatch.setattr(start, "load_model", None)

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from quire_engine.api.tokenizer import SpecialTokens, Tokenizer
 from quire_engine.errors import ModelCorrupt, ModelUnsupported
-from quire_engine.gguf import GgufFile, GgufValue
+from quire_engine.gguf_header import GgufArray, GgufValue, map_gguf
 
 _CONTROL, _USER_DEFINED = 3, 4  # token types, as ggml numbers them
 
@@ -59,7 +59,7 @@ SPLITTINGS: Mapping[str, _Splitting] = {
 
 def load_gguf_tokenizer(file: Path) -> Tokenizer:
     """The tokenizer inside `file`. ModelUnsupported for other kinds than byte-level BPE."""
-    metadata = GgufFile.open(file).metadata
+    metadata = map_gguf(file)[0].metadata
     kind = metadata.get("tokenizer.ggml.model")
     pre = str(metadata.get("tokenizer.ggml.pre", "default"))
     if kind != "gpt2" or pre not in SPLITTINGS:
@@ -87,8 +87,8 @@ def _build(metadata: Mapping[str, GgufValue], splitting: _Splitting) -> Tokenize
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = splitting.pre_tokenizer()
     backend.decoder = decoders.ByteLevel()
-    types = metadata.get("tokenizer.ggml.token_type", [])
-    assert isinstance(types, list)
+    types = metadata.get("tokenizer.ggml.token_type", ())
+    assert isinstance(types, GgufArray | tuple)
     for token, token_type in zip(tokens, types, strict=False):
         if token_type == _CONTROL:
             backend.add_special_tokens([AddedToken(token, normalized=False, special=True)])
@@ -121,7 +121,7 @@ def _special_tokens(metadata: Mapping[str, GgufValue], tokens: list[str]) -> Spe
 
 
 def _texts(value: GgufValue) -> list[str]:
-    if not isinstance(value, list):
+    if not isinstance(value, GgufArray):
         raise ValueError("a list of texts was expected")
     return [str(item) for item in value]
 

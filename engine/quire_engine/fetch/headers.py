@@ -1,29 +1,25 @@
-"""A model's config and tensor directory, from a folder, a .gguf file, or a hub by range reads.
+"""A model's config and tensor directory, from a folder, a .gguf file, or a source by range reads.
 
-Kilobytes are read, whatever the model's size.
+Kilobytes are read, whatever the model's size. `serve`, `plan` and the loader ask here, so that the
+three mean the same model.
 """
 
 import math
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from quire_engine.adapters import CONFIG, WEIGHTS, AdapterFacts
-from quire_engine.errors import ModelCorrupt, ModelMissing
+from quire_engine.config import LoadFormat
+from quire_engine.errors import ModelMissing, ModelUnsupported
+from quire_engine.gguf_header import GgufHeader, map_gguf, read_gguf_header
 from quire_engine.gguf_names import hugging_face_name
 from quire_engine.models.config import ModelConfig, from_gguf, read_config
 from quire_engine.models.shapes import expected_shapes
 from quire_engine.safetensors_header import ReadRange, TensorEntry, whole_file_header
 from quire_engine.shards import Shards, shards_of, tensors_in
 from quire_engine.weight_facts import TensorFacts, WeightFacts
-
-if TYPE_CHECKING:
-    from quire_engine.gguf import GgufFile
-
-GGUF_FIRST_READ = 4 * 1024**2  # a vocabulary of 128k tokens
 
 
 @dataclass(frozen=True)
@@ -34,13 +30,29 @@ class ModelFacts:
     weights: WeightFacts
 
 
-def read_local(model: Path) -> ModelFacts:
+def read_model_config(model: Path) -> ModelConfig:
+    """The config of a folder or a .gguf file. ModelMissing, ModelCorrupt or ModelUnsupported."""
+    if model.suffix == ".gguf":
+        return gguf_config(map_gguf(model)[0], str(model))
+    return read_config(model)
+
+
+def read_local(model: Path, load_format: LoadFormat = "auto") -> ModelFacts:
     """The facts of a folder or a .gguf file. ModelMissing, ModelCorrupt or ModelUnsupported."""
     if model.suffix == ".gguf":
-        return _read_gguf(model)
-    config = read_config(model)
-    tensors = read_tensors(shards_of(model), lambda file: whole_file_header(model / file).tensors)
-    return ModelFacts(config, WeightFacts.of(tensors, config))
+        return gguf_facts(map_gguf(model)[0], str(model), load_format)
+
+    def stored() -> Iterable[TensorFacts]:
+        return read_tensors(shards_of(model), lambda file: whole_file_header(model / file).tensors)
+
+    return facts_of(read_config(model), load_format, stored)
+
+
+def read_remote_gguf(
+    read: ReadRange, name: str, size: int, load_format: LoadFormat = "auto"
+) -> ModelFacts:
+    """The facts of a GGUF file of `size` bytes at a source. ModelCorrupt or ModelUnsupported."""
+    return gguf_facts(read_gguf_header(read, size, name), name, load_format)
 
 
 def read_local_adapter(folder: Path, model: ModelConfig) -> AdapterFacts:
@@ -55,9 +67,13 @@ def read_local_adapter(folder: Path, model: ModelConfig) -> AdapterFacts:
     return AdapterFacts.of((folder / CONFIG).read_bytes(), header.tensors, model, str(folder))
 
 
-def read_dummy(model: Path) -> ModelFacts:
-    """The facts of a folder's config.json with random bfloat16 weights (--load-format dummy)."""
-    config = read_config(model)
+def facts_of(
+    config: ModelConfig, load_format: LoadFormat, stored: Callable[[], Iterable[TensorFacts]]
+) -> ModelFacts:
+    """The facts of a model that keeps the tensors `stored()`. dummy asks for none of them: its
+    random weights are bfloat16 of the shapes that the config says."""
+    if load_format != "dummy":
+        return ModelFacts(config, WeightFacts.of(stored(), config))
     sizes = {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
     tensors = tuple(TensorFacts(name, "BF16", size, 2 * size) for name, size in sizes.items())
     return ModelFacts(config, WeightFacts(tensors))
@@ -76,65 +92,31 @@ def read_tensors(
         return [tensor for tensors in pool.map(taken, shards) for tensor in tensors]
 
 
-def read_remote_gguf(read: ReadRange, name: str, size: int) -> ModelFacts:
-    """The facts of a remote GGUF file.
-
-    Its header's length is known only once it is parsed, so a sparse file of the true size is given
-    more and more of the beginning, until the first tensor lies beyond what was read.
-    """
-    with tempfile.TemporaryDirectory(prefix="quire-plan-") as folder:
-        path = Path(folder) / Path(name).name
-        have, want = 0, min(GGUF_FIRST_READ, size)
-        while True:
-            with path.open("r+b" if have else "wb") as file:
-                file.truncate(size)
-                file.seek(have)
-                file.write(read(have, want))
-            have = want
-            if have == size:
-                return _read_gguf(path)  # says what is wrong
-            header = _whole_header(path, have)
-            if header is not None:
-                return _gguf_facts(header)
-            want = min(have * 2, size)
-
-
-def _whole_header(path: Path, have: int) -> "GgufFile | None":
-    """The file, if its header ends within the `have` bytes that were read.
-
-    What was not read is zeros, and those parse: as empty names of tensors without values. So where
-    the parser came to an end says whether there is anything to be made of what it found.
-    """
-    from quire_engine.gguf import GgufFile  # numpy, a fifth of a second: for GGUF only
-
+def gguf_config(header: GgufHeader, file: str) -> ModelConfig:
+    """The config in a GGUF's header. ModelUnsupported where it does not tell the model's shapes."""
     try:
-        file = GgufFile.open(path)
-    except ModelCorrupt:
-        return None
-    begin = min((tensor.offset for tensor in file.tensors.values()), default=0)
-    return file if begin <= have else None
+        return from_gguf(header.metadata, header.tensors.keys())
+    except (KeyError, ValueError) as error:
+        raise ModelUnsupported(
+            f"a GGUF's metadata must tell the model's shapes, got that of {file}: {error}; choose "
+            "another GGUF of this model"
+        ) from error
 
 
-def _read_gguf(path: Path) -> ModelFacts:
-    from quire_engine.gguf import GgufFile
-
-    return _gguf_facts(GgufFile.open(path))
-
-
-def _facts(name: str, tensor: TensorEntry) -> TensorFacts:
-    start, stop = tensor.data_offsets
-    return TensorFacts(name, tensor.dtype, math.prod(tensor.shape), stop - start)
-
-
-def _gguf_facts(file: "GgufFile") -> ModelFacts:
-    config = from_gguf(file.metadata, frozenset(file.tensors))
-    tensors = [
+def gguf_facts(header: GgufHeader, file: str, load_format: LoadFormat) -> ModelFacts:
+    """The facts of the GGUF file of this header."""
+    tensors = (
         TensorFacts(
             hugging_face_name(tensor.name),
             tensor.type_name,
             math.prod(tensor.shape),
             tensor.num_bytes,
         )
-        for tensor in file.tensors.values()
-    ]
-    return ModelFacts(config, WeightFacts.of(tensors, config))
+        for tensor in header.tensors.values()
+    )
+    return facts_of(gguf_config(header, file), load_format, lambda: tensors)
+
+
+def _facts(name: str, tensor: TensorEntry) -> TensorFacts:
+    start, stop = tensor.data_offsets
+    return TensorFacts(name, tensor.dtype, math.prod(tensor.shape), stop - start)

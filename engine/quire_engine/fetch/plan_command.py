@@ -28,13 +28,15 @@ from quire_engine.errors import (
 from quire_engine.fetch.errors import FetchInternal, UnsupportedSource
 from quire_engine.fetch.headers import (
     ModelFacts,
+    facts_of,
     read_local,
     read_local_adapter,
     read_remote_gguf,
     read_tensors,
 )
-from quire_engine.fetch.manifest import PlanSummary, find_manifest
+from quire_engine.fetch.manifest import PlanSummary
 from quire_engine.fetch.options import PlanOptions, SourceOptions
+from quire_engine.fetch.verification import check_whole
 from quire_engine.machine import has_gpu
 from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
 from quire_engine.models.config import ModelConfig, parse_config
@@ -46,7 +48,7 @@ from quire_engine.termination import (
     report_fatal,
     report_success,
 )
-from quire_engine.weight_facts import DeviceKind, WeightFacts
+from quire_engine.weight_facts import DeviceKind, TensorFacts
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ def summarize(model: Path) -> PlanSummary:
 def find(options: PlanOptions) -> FoundModel:
     """Config and tensor directory of the model that the options name, and what a fetch of it is;
     its adapters too, each on a path or at a source."""
-    model = _find_remote(options) if "://" in options.model else _find_local(Path(options.model))
+    model = _find_remote(options) if "://" in options.model else _find_local(options)
     found = [
         _find_adapter(module.path, model.facts.config, options.source)
         for module in options.engine.lora_modules
@@ -123,9 +125,11 @@ def find(options: PlanOptions) -> FoundModel:
     return replace(model, bytes_total=bytes_total, adapters=tuple(facts for facts, _ in found))
 
 
-def _find_local(path: Path) -> FoundModel:
-    found = find_manifest(path)
-    return FoundModel(read_local(path), found[1].commit if found else "", 0)
+def _find_local(options: PlanOptions) -> FoundModel:
+    path, engine = Path(options.model), options.engine
+    manifest = check_whole(path, engine.verify_weights)
+    facts = read_local(path, engine.load_format)
+    return FoundModel(facts, manifest.commit if manifest else "", 0)
 
 
 def _find_adapter(
@@ -157,7 +161,7 @@ def _find_remote(options: PlanOptions) -> FoundModel:
     from quire_engine.fetch.sources import open_source
     from quire_engine.fetch.uri import parse_uri
 
-    uri = parse_uri(options.model)
+    uri, load_format = parse_uri(options.model), options.engine.load_format
     with RemoteReader(open_source(uri, options.source), options.source) as reader:
         listing = reader.list_files(options.revision)
 
@@ -170,15 +174,18 @@ def _find_remote(options: PlanOptions) -> FoundModel:
         bytes_total = sum(file.size for file in files.values())
         if uri.file is not None:
             gguf = files[uri.file]
-            facts = read_remote_gguf(range_of(gguf), uri.file, gguf.size)
+            facts = read_remote_gguf(range_of(gguf), uri.file, gguf.size, load_format)
             return FoundModel(facts, listing.commit, bytes_total)
         config_file = files["config.json"]
         config = parse_config(range_of(config_file)(0, config_file.size), options.model)
         shards = choose_shards(files, content, uri.name)
-        tensors = read_tensors(
-            shards, lambda path: read_header(range_of(files[path]), path).tensors
-        )
-        facts = ModelFacts(config, WeightFacts.of(tensors, config))
+
+        def stored() -> Iterable[TensorFacts]:
+            return read_tensors(
+                shards, lambda path: read_header(range_of(files[path]), path).tensors
+            )
+
+        facts = facts_of(config, load_format, stored)
         return FoundModel(facts, listing.commit, bytes_total)
 
 

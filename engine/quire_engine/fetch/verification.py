@@ -12,7 +12,13 @@ from pathlib import Path
 
 from quire_engine.config import VerifyMode
 from quire_engine.errors import ModelCorrupt
-from quire_engine.fetch.manifest import ManifestFile, check_model, find_manifest, verify_file
+from quire_engine.fetch.manifest import (
+    Manifest,
+    ManifestFile,
+    check_model,
+    find_manifest,
+    verify_file,
+)
 
 
 class Verification:
@@ -65,22 +71,26 @@ class Verification:
         self._moved.set()
 
 
+def check_whole(model: Path, mode: VerifyMode) -> Manifest | None:
+    """The manifest, if there is one and sizes and headers are as it says. ModelCorrupt."""
+    manifest = check_model(model)
+    if manifest is None and mode == "always":
+        raise ModelCorrupt(
+            f"--verify-weights always needs a manifest, got none beside {model}; fetch the "
+            "model with `quire-engine fetch`, or use auto"
+        )
+    return manifest
+
+
 def start_verification(model: Path, mode: VerifyMode = "auto", threads: int = 2) -> Verification:
     """Check sizes and headers now (ModelCorrupt), and start hashing in the background.
 
     auto: hash all of a model that has a manifest, nothing of one that has none. always: a model
     without a manifest is ModelCorrupt. never: sizes and headers only.
     """
-    manifest = check_model(model)
+    manifest = check_whole(model, mode)
     found = find_manifest(model)
-    if manifest is None or found is None:
-        if mode == "always":
-            raise ModelCorrupt(
-                f"--verify-weights always needs a manifest, got none beside {model}; fetch the "
-                "model with `quire-engine fetch`, or use auto"
-            )
-        return Verification((), threads)
-    if mode == "never":
+    if manifest is None or found is None or mode == "never":
         return Verification((), threads)
     folder, _ = found
     large_first = sorted(manifest.files, key=lambda entry: -entry.size)

@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from quire_engine.errors import ModelCorrupt, ModelMissing, ModelUnsupported
+from quire_engine.gguf_header import GgufArray, GgufValue
 
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 GGUF_ARCHITECTURES = {
@@ -61,6 +62,10 @@ class ModelConfig:
 def read_config(model_dir: Path) -> ModelConfig:
     """The config of the Hugging Face folder `model_dir`."""
     path = model_dir / "config.json"
+    if not model_dir.is_dir():
+        raise ModelMissing(
+            f"model must be a folder or a .gguf file, got {model_dir}; fetch it there first"
+        )
     if not path.is_file():
         raise ModelMissing(
             f"a model folder must hold config.json, got {model_dir}; fetch the model there first"
@@ -116,7 +121,7 @@ def from_hugging_face(config: Mapping[str, object]) -> ModelConfig:
     )
 
 
-def from_gguf(metadata: Mapping[str, object], tensor_names: frozenset[str]) -> ModelConfig:
+def from_gguf(metadata: Mapping[str, GgufValue], tensor_names: Collection[str]) -> ModelConfig:
     """The config in a GGUF's metadata; what it does not say, its tensors' names do."""
     name = str(metadata.get("general.architecture"))
     _supported(name in GGUF_ARCHITECTURES, "GGUF architecture", name, ", ".join(GGUF_ARCHITECTURES))
@@ -129,7 +134,7 @@ def from_gguf(metadata: Mapping[str, object], tensor_names: frozenset[str]) -> M
     return ModelConfig(
         architecture=GGUF_ARCHITECTURES[name],
         vocab_size=len(vocabulary)
-        if isinstance(vocabulary, list)
+        if isinstance(vocabulary, GgufArray)
         else fields.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=fields.integer("feed_forward_length"),

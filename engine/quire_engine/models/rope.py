@@ -6,6 +6,8 @@ import torch
 
 from quire_engine.models.config import RopeConfig
 
+_ROWS_AT_ONCE = 4096  # a table of 128k rows is 64 MB, and would take 100 MB more while it is made
+
 
 def cos_sin_table(
     rope: RopeConfig, head_dim: int, num_positions: int, freq_factors: torch.Tensor | None = None
@@ -22,8 +24,13 @@ def cos_sin_table(
         frequencies = _llama3(frequencies, rope)
     if freq_factors is not None:
         frequencies = frequencies / freq_factors
-    angles = torch.arange(num_positions).float()[:, None] * frequencies[None, :]
-    return torch.cat((angles.cos(), angles.sin()), dim=1)
+    table = torch.empty(num_positions, head_dim)
+    for begin in range(0, num_positions, _ROWS_AT_ONCE):
+        rows = table[begin : begin + _ROWS_AT_ONCE]
+        angles = torch.arange(begin, begin + len(rows)).float()[:, None] * frequencies[None, :]
+        rows[:, : head_dim // 2] = angles.cos()
+        rows[:, head_dim // 2 :] = angles.sin()
+    return table
 
 
 def _llama3(frequencies: torch.Tensor, rope: RopeConfig) -> torch.Tensor:

@@ -10,10 +10,11 @@ import pytest
 
 from quire_cluster.hub import Faults, running_mirror
 from quire_cluster.tiny_models import TinyModel, write_tiny_model
+from quire_engine import gguf_header
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ModelCorrupt, ModelMissing, ModelUnsupported
-from quire_engine.fetch import PlanOptions, SourceOptions, headers
-from quire_engine.fetch.headers import read_dummy, read_local, read_remote_gguf
+from quire_engine.fetch import PlanOptions, SourceOptions
+from quire_engine.fetch.headers import read_local, read_remote_gguf
 from quire_engine.fetch.plan_command import find
 
 ENGINE = EngineConfig(model="m")
@@ -25,7 +26,7 @@ def test_a_folder_is_counted_to_the_byte(tmp_path: Path, num_shards: int) -> Non
     expected = sum(math.prod(shape) for shape in TinyModel().shapes().values())
     assert facts.weights.parameters == expected
     assert sum(tensor.num_bytes for tensor in facts.weights.tensors) == 2 * expected
-    assert read_dummy(tmp_path) == facts
+    assert read_local(tmp_path, "dummy") == facts
 
 
 def test_headers_longer_than_the_first_read(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_gguf_header_of_any_length_is_read_and_little_more(
             read.append(stop)
             return content[start:stop]
 
-        monkeypatch.setattr(headers, "GGUF_FIRST_READ", first)
+        monkeypatch.setattr(gguf_header, "FIRST_READ", first)
         assert read_remote_gguf(spy, "m.gguf", len(content)) == local
         assert read[-1] < max(2 * header, first + 1)
 
@@ -129,7 +130,30 @@ def test_a_gguf_without_one_of_its_tensors_is_refused_by_its_header(tmp_path: Pa
 
     with pytest.raises(ModelUnsupported, match=r"model\.norm\.weight"):
         read_remote_gguf(spy, "m.gguf", len(content))
-    assert read == [headers.GGUF_FIRST_READ]
+    assert read == [gguf_header.FIRST_READ]
+
+
+def test_of_a_file_that_is_no_gguf_the_beginning_is_read(tmp_path: Path) -> None:
+    (tmp_path / "org/tiny").mkdir(parents=True)
+    with (tmp_path / "org/tiny/m.gguf").open("wb") as file:
+        file.write(b"PK\x03\x04")
+        file.truncate(256 << 20)
+    with running_mirror(tmp_path) as mirror:
+        source = SourceOptions(endpoint=mirror.url, backoff_seconds=0.001)
+        with pytest.raises(ModelCorrupt, match=r"must begin with b'GGUF', got b'PK.*name another"):
+            find(PlanOptions("hf://org/tiny/m.gguf", ENGINE, source=source))
+        assert sum(entry.bytes for entry in mirror.downloads(".gguf")) <= gguf_header.FIRST_READ
+
+
+def test_a_gguf_that_does_not_tell_its_shapes_is_unsupported(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("token_embd.weight", np.ones((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelUnsupported, match=r"tell the model's shapes.*llama\.attention\.head"):
+        read_local(tmp_path / "m.gguf")
 
 
 @pytest.mark.model

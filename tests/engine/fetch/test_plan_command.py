@@ -137,6 +137,23 @@ def test_a_source_of_another_family_is_unsupported(
 def test_a_path_fails_as_it_fails_serve(plan: Plan, tmp_path: Path) -> None:
     code, message = plan(str(tmp_path / "nowhere"), "--", "--device", "cpu")
     assert (code, message["reason"]) == (66, "ModelMissing")
+    model = str(write_tiny_model(tmp_path / "m"))
+    code, message = plan(model, "--", "--device", "cpu", "--verify-weights", "always")
+    assert (code, message["reason"]) == (65, "ModelCorrupt")
+
+
+def test_dummy_weights_are_planned_by_the_config_alone(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny_model(tmp_path / "hub/org/tiny")
+    flags = ("--", "--device", "cpu", "--load-format", "dummy")
+    with running_mirror(tmp_path / "hub") as mirror:
+        monkeypatch.setenv("HF_ENDPOINT", mirror.url)
+        code, remote = plan("hf://org/tiny", *flags)
+        assert [entry.path for entry in mirror.downloads(".safetensors")] == []
+    (folder / "model.safetensors").unlink()
+    assert (code, remote["plan"]) == (0, plan(str(folder), *flags)[1]["plan"])
+    assert plan(str(folder), "--", "--device", "cpu")[0] == 66
 
 
 def test_the_table_and_the_json_say_the_same(

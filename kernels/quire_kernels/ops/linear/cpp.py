@@ -8,7 +8,13 @@ import torch
 from quire_kernels.checks import bad_input
 from quire_kernels.errors import KernelInputError
 from quire_kernels.ops.linear.int8 import GROUP_SIZE, not_finite
-from quire_kernels.ops.linear.packed import PackedLinear, Quantization, WeightFormat
+from quire_kernels.ops.linear.packed import (
+    PANEL_ROWS,
+    PackedLinear,
+    Quantization,
+    WeightFormat,
+    WeightRows,
+)
 
 # WeightFormat in kernel.h
 _CODES: dict[WeightFormat, int] = {
@@ -17,7 +23,16 @@ _CODES: dict[WeightFormat, int] = {
     "panels-fp32": 2,
     "panels-int8": 3,
 }
-_LANES = 16
+# What they are made from. A weight in another dtype is taken as float32.
+_DTYPES: dict[WeightFormat, torch.dtype] = {
+    "panels-bf16": torch.bfloat16,
+    "panels-fp16": torch.float16,
+    "panels-fp32": torch.float32,
+}
+_FORMATS: dict[torch.dtype, WeightFormat] = {
+    torch.bfloat16: "panels-bf16",
+    torch.float16: "panels-fp16",
+}
 # the calls' arguments as csrc/variant.cpp lays them out
 _PACK = struct.Struct("5q").pack
 _LINEAR = struct.Struct("10q").pack
@@ -33,33 +48,54 @@ class CppLinear:
         self._linear = library.quire_linear
         self._embedding = library.quire_embedding
 
-    def pack(self, weight: torch.Tensor, quantization: Quantization | None = None) -> PackedLinear:
-        """Panels of `weight` [N, K] in the narrowest format that loses nothing, or in int8."""
-        if weight.dim() != 2 or not weight.dtype.is_floating_point or weight.device.type != "cpu":
-            raise bad_input("weight must be a floating [N, K] on the CPU", weight=weight)
+    def pack(
+        self, weight: torch.Tensor | WeightRows, quantization: Quantization | None = None
+    ) -> PackedLinear:
+        """Panels of a weight [N, K] in the narrowest format that loses nothing, or in int8."""
+        rows = WeightRows.of(weight)
+        if rows.device.type != "cpu":
+            raise KernelInputError(f"weight must be on the CPU, got one on {rows.device}")
         if quantization == "int8":
-            return self._quantize(weight)
-        num_columns, depth = weight.shape
-        source, panel_format = _narrow(weight.detach())
-        num_panels = -(-num_columns // _LANES)
-        dtype = torch.float32 if panel_format == "panels-fp32" else torch.int16
-        panels = torch.empty((num_panels, depth, _LANES), dtype=dtype)
-        code = _CODES[panel_format]
-        self._pack(_PACK(source.data_ptr(), code, num_columns, depth, panels.data_ptr()))
-        return PackedLinear((num_columns, depth), panel_format, panels, panels.data_ptr(), code)
+            return self._quantized(rows)
+        own_format = _FORMATS.get(rows.dtype)
+        if own_format is None:
+            # Most weights that bf16 cannot hold show it in their first rows.
+            packed = self._panels(rows, "panels-bf16") or self._panels(rows, "panels-fp32")
+        else:
+            packed = self._panels(rows, own_format)
+        assert packed is not None
+        return packed
 
-    def _quantize(self, weight: torch.Tensor) -> PackedLinear:
-        num_columns, depth = weight.shape
-        source, source_format = _plain(weight.detach())
-        scale_bytes = -(-depth // GROUP_SIZE) * _LANES * torch.bfloat16.itemsize
-        num_panels = -(-num_columns // _LANES)
-        panels = torch.empty((num_panels, scale_bytes + depth * _LANES), dtype=torch.uint8)
-        code = _CODES[source_format]
-        bad = self._pack_int8(_PACK(source.data_ptr(), code, num_columns, depth, panels.data_ptr()))
-        if bad >= 0:
-            raise not_finite(bad)
+    def _panels(self, rows: WeightRows, panel_format: WeightFormat) -> PackedLinear | None:
+        """None where bf16 would lose something of wider weights."""
+        depth = rows.shape[1]
+        dtype = torch.float32 if panel_format == "panels-fp32" else torch.int16
+        panels = torch.empty((_num_panels(rows), depth, PANEL_ROWS), dtype=dtype)
+        code = _CODES[panel_format]
+        for begin, chunk in rows.chunks():
+            source = chunk.to(_DTYPES[panel_format]).contiguous()
+            if panel_format == "panels-bf16" and _loses(chunk, source):
+                return None
+            place = panels[begin // PANEL_ROWS :].data_ptr()
+            self._pack(_PACK(source.data_ptr(), code, len(source), depth, place))
+        return PackedLinear(rows.shape, panel_format, panels, panels.data_ptr(), code)
+
+    def _quantized(self, rows: WeightRows) -> PackedLinear:
+        depth = rows.shape[1]
+        scale_bytes = -(-depth // GROUP_SIZE) * PANEL_ROWS * torch.bfloat16.itemsize
+        panels = torch.empty(
+            (_num_panels(rows), scale_bytes + depth * PANEL_ROWS), dtype=torch.uint8
+        )
+        for begin, chunk in rows.chunks():
+            source_format = _FORMATS.get(chunk.dtype, "panels-fp32")
+            source = chunk.to(_DTYPES[source_format]).contiguous()
+            place = panels[begin // PANEL_ROWS :].data_ptr()
+            code = _CODES[source_format]
+            bad = self._pack_int8(_PACK(source.data_ptr(), code, len(source), depth, place))
+            if bad >= 0:
+                raise not_finite(begin + bad)
         return PackedLinear(
-            (num_columns, depth), "panels-int8", panels, panels.data_ptr(), _CODES["panels-int8"]
+            rows.shape, "panels-int8", panels, panels.data_ptr(), _CODES["panels-int8"]
         )
 
     def linear(
@@ -124,21 +160,9 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.dtype is torch.float32 and tensor.is_contiguous()
 
 
-def _plain(weight: torch.Tensor) -> tuple[torch.Tensor, WeightFormat]:
-    """The weight, contiguous, in its own 16 bits, or else in float32."""
-    if weight.dtype is torch.bfloat16:
-        return weight.contiguous(), "panels-bf16"
-    if weight.dtype is torch.float16:
-        return weight.contiguous(), "panels-fp16"
-    return weight.float().contiguous(), "panels-fp32"
+def _num_panels(rows: WeightRows) -> int:
+    return -(-rows.shape[0] // PANEL_ROWS)
 
 
-def _narrow(weight: torch.Tensor) -> tuple[torch.Tensor, WeightFormat]:
-    """The weight, contiguous, in the narrowest format that holds every value exactly."""
-    plain, plain_format = _plain(weight)
-    if plain_format != "panels-fp32":
-        return plain, plain_format
-    narrow = plain.bfloat16()
-    if torch.equal(narrow.float(), plain):
-        return narrow, "panels-bf16"
-    return plain, "panels-fp32"
+def _loses(chunk: torch.Tensor, narrow: torch.Tensor) -> bool:
+    return chunk.dtype != narrow.dtype and not torch.equal(narrow.to(chunk.dtype), chunk)

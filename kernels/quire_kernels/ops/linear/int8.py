@@ -13,7 +13,6 @@ from quire_kernels.errors import KernelInputError
 
 GROUP_SIZE = 64
 MAX_VALUE = 127  # -128 is left out: the grid is symmetric
-_WEIGHTS_AT_ONCE = 1 << 22  # whose float32 copies exist at the same time
 
 
 def check_float_matrix(weight: torch.Tensor) -> None:
@@ -30,30 +29,25 @@ def not_finite(row: int) -> KernelInputError:
     )
 
 
-def quantize_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values [N, K] int8 and scales [N, ceil(K / 64)] bfloat16 of a weight [N, K].
+def quantize_int8(weight: torch.Tensor, first_row: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values [N, K] int8 and scales [N, ceil(K / 64)] bfloat16 of rows [N, K] of a weight.
+
+    `first_row` is the first one's number, for the error.
 
     Raises:
         KernelInputError: a weight is not finite.
     """
     check_float_matrix(weight)
-    num_rows, depth = weight.shape
-    values = torch.empty(num_rows, depth, dtype=torch.int8, device=weight.device)
-    num_groups = -(-depth // GROUP_SIZE)
-    scales = torch.empty(num_rows, num_groups, dtype=torch.bfloat16, device=weight.device)
-    step = max(1, _WEIGHTS_AT_ONCE // max(1, depth))
-    for begin in range(0, num_rows, step):
-        rows = slice(begin, begin + step)
-        groups = _groups(weight[rows].detach().float())
-        largest = groups.abs().amax(dim=2)
-        if not torch.isfinite(largest).all():
-            raise not_finite(begin + int(torch.isfinite(largest).all(dim=1).int().argmin()))
-        scales[rows] = _round_up(largest / MAX_VALUE)
-        divisor = scales[rows].float()
-        divisor[divisor == 0] = 1  # all weights are zero, or so near that no scale is left
-        rounded = (groups / divisor[:, :, None]).round()
-        values[rows] = rounded.flatten(1)[:, :depth].to(torch.int8)
-    return values, scales
+    groups = _groups(weight.detach().float())
+    largest = groups.abs().amax(dim=2)
+    finite = torch.isfinite(largest).all(dim=1)
+    if not finite.all():
+        raise not_finite(first_row + int(finite.int().argmin()))
+    scales = _round_up(largest / MAX_VALUE)
+    divisor = scales.float()
+    divisor[divisor == 0] = 1  # all weights are zero, or so near that no scale is left
+    rounded = (groups / divisor[:, :, None]).round()
+    return rounded.flatten(1)[:, : weight.shape[1]].to(torch.int8), scales
 
 
 def dequantize_int8(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,12 @@
-"""A linear layer's weight as one backend keeps it."""
+"""A linear layer's weight: as it is read, and as one backend keeps it."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
+
+from quire_kernels.checks import bad_input
 
 # How `data` is laid out:
 #   dense         [N, K], any floating dtype
@@ -17,6 +20,9 @@ WeightFormat: TypeAlias = Literal[
     "dense", "dense-int8", "panels-bf16", "panels-fp16", "panels-fp32", "panels-int8"
 ]
 Quantization: TypeAlias = Literal["int8"]
+
+PANEL_ROWS = 16
+VALUES_AT_ONCE = 1 << 18  # of a weight that is packed: 1 MiB in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,3 +43,34 @@ class PackedLinear:
         """Bytes that the packed weight takes, padding included."""
         parts = [self.data] if self.scales is None else [self.data, self.scales]
         return sum(part.numel() * part.element_size() for part in parts)
+
+
+@dataclass(frozen=True)
+class WeightRows:
+    """A weight [N, K] that is read some rows at a time, so that packing it takes little memory
+    beside what it becomes."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype  # of the rows, floating
+    device: torch.device  # where they are, and where the packed weight will be
+    read: Callable[[int, int], torch.Tensor]  # rows [begin, end); the same may be asked for twice
+
+    @staticmethod
+    def of(weight: "torch.Tensor | WeightRows") -> "WeightRows":
+        """The rows of a weight that is there already. KernelInputError unless it is a matrix."""
+        if isinstance(weight, WeightRows):
+            return weight
+        if weight.dim() != 2 or not weight.dtype.is_floating_point:
+            raise bad_input("weight must be a floating [N, K]", weight=weight)
+        whole = weight.detach()
+        num_rows, depth = whole.shape
+        return WeightRows(
+            (num_rows, depth), whole.dtype, whole.device, lambda begin, end: whole[begin:end]
+        )
+
+    def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """All rows in order, whole panels of them at a time: the first one's number, and they."""
+        num_rows, depth = self.shape
+        panels = max(1, VALUES_AT_ONCE // (PANEL_ROWS * max(1, depth)))
+        for begin in range(0, num_rows, panels * PANEL_ROWS):
+            yield begin, self.read(begin, min(begin + panels * PANEL_ROWS, num_rows))

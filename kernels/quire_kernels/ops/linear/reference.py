@@ -3,17 +3,35 @@
 import torch
 import torch.nn.functional as F
 
-from quire_kernels.ops.linear.int8 import dequantize_int8, quantize_int8
-from quire_kernels.ops.linear.packed import PackedLinear, Quantization
+from quire_kernels.ops.linear.int8 import GROUP_SIZE, dequantize_int8, quantize_int8
+from quire_kernels.ops.linear.packed import PackedLinear, Quantization, WeightRows
 
 
-def pack_linear(weight: torch.Tensor, quantization: Quantization | None = None) -> PackedLinear:
-    """Keep `weight` [N, K] as it is, or as int8 values and their scales."""
-    num_rows, num_columns = weight.shape
+def pack_linear(
+    weight: torch.Tensor | WeightRows, quantization: Quantization | None = None
+) -> PackedLinear:
+    """Keep a weight [N, K] as it is, or as int8 values and their scales."""
+    if isinstance(weight, torch.Tensor) and quantization is None:
+        num_rows, depth = weight.shape
+        return PackedLinear((num_rows, depth), "dense", weight.detach().contiguous())
+    rows = WeightRows.of(weight)
     if quantization is None:
-        return PackedLinear((num_rows, num_columns), "dense", weight.detach().contiguous())
-    values, scales = quantize_int8(weight)
-    return PackedLinear((num_rows, num_columns), "dense-int8", values, scales=scales)
+        data = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
+        for begin, chunk in rows.chunks():
+            data[begin : begin + len(chunk)] = chunk
+        return PackedLinear(rows.shape, "dense", data)
+    return _quantized(rows)
+
+
+def _quantized(rows: WeightRows) -> PackedLinear:
+    num_rows, depth = rows.shape
+    values = torch.empty(rows.shape, dtype=torch.int8, device=rows.device)
+    num_groups = -(-depth // GROUP_SIZE)
+    scales = torch.empty(num_rows, num_groups, dtype=torch.bfloat16, device=rows.device)
+    for begin, chunk in rows.chunks():
+        place = slice(begin, begin + len(chunk))
+        values[place], scales[place] = quantize_int8(chunk, begin)
+    return PackedLinear(rows.shape, "dense-int8", values, scales=scales)
 
 
 def linear(
