@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _one_value_a_flag(given: Sequence[str]) -> list[str]:
     """`--lora-modules a=x b=y`, as vLLM takes it, with the flag before each value."""
     spread: list[str] = []
-    values = 0  # of the flag so far; -1: not behind it
+    values = -1  # of the flag so far; -1: not behind it
     for argument in given:
         values = 0 if argument == _MANY_VALUES else (values + 1 if values >= 0 else -1)
         if values > 1 and not _MODULE.match(argument):

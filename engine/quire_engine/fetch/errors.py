@@ -65,3 +65,11 @@ class FetchInternal(FetchFailed):
     """The volume or this program is at fault, not the source."""
 
     reason = "Internal"
+
+
+def of_adapter(error: FetchFailed, place: str) -> FetchFailed:
+    """The same failure, told of the LoRA adapter at `place`, with its fields in the way out."""
+    words = str(error)
+    for field in ("model.uri", "model.revision"):
+        words = words.replace(field, field.replace("model.", "model.adapters[]."))
+    return type(error)(f"adapter {place}: {words}")

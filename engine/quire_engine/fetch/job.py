@@ -33,6 +33,7 @@ from quire_engine.fetch.errors import (
     SourceUnreachable,
     Stalled,
     UnsupportedSource,
+    of_adapter,
 )
 from quire_engine.fetch.manifest import Manifest, PlanSummary
 from quire_engine.fetch.options import AdapterFetch, FetchOptions
@@ -147,7 +148,7 @@ async def _fetch_adapter(adapter: AdapterFetch, options: FetchOptions, progress:
     try:
         await _fetch_content(own, uri, progress, is_adapter=True)
     except FetchFailed as error:
-        raise type(error)(f"adapter {adapter.uri}: {error}") from error
+        raise of_adapter(error, adapter.uri) from error
 
 
 async def _fetch_content(

@@ -22,10 +22,11 @@ from quire_engine.errors import (
     DoesNotFit,
     EngineError,
     ExitCode,
+    FetchFailed,
     ModelError,
     ModelUnsupported,
 )
-from quire_engine.fetch.errors import FetchInternal, UnsupportedSource
+from quire_engine.fetch.errors import FetchInternal, UnsupportedSource, of_adapter
 from quire_engine.fetch.headers import (
     ModelFacts,
     facts_of,
@@ -144,14 +145,17 @@ def _find_adapter(
     from quire_engine.fetch.uri import parse_adapter_uri
 
     uri, revision = parse_adapter_uri(place)
-    with RemoteReader(open_source(uri, options), options) as reader:
-        listing = reader.list_files(revision)
-        files = {file.path: file for file in select_adapter(listing.files, uri)}
-        config, weights = files[ADAPTER_CONFIG], files[ADAPTER_WEIGHTS]
-        header = read_header(partial(reader.read, weights), weights.path)
-        content = reader.read(config, 0, config.size)
-        facts = AdapterFacts.of(content, header.tensors, model, place)
-        return facts, sum(file.size for file in files.values())
+    try:
+        with RemoteReader(open_source(uri, options), options) as reader:
+            listing = reader.list_files(revision)
+            files = {file.path: file for file in select_adapter(listing.files, uri)}
+            config, weights = files[ADAPTER_CONFIG], files[ADAPTER_WEIGHTS]
+            header = read_header(partial(reader.read, weights), weights.path)
+            content = reader.read(config, 0, config.size)
+    except FetchFailed as error:
+        raise of_adapter(error, place) from error
+    facts = AdapterFacts.of(content, header.tensors, model, place)
+    return facts, sum(file.size for file in files.values())
 
 
 def _find_remote(options: PlanOptions) -> FoundModel:

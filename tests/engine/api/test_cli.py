@@ -88,6 +88,12 @@ def test_lora_modules_are_vllms(
         assert settings.model == "/models/m"
 
 
+def test_a_model_may_look_like_a_module(served: list[tuple[ServerSettings, EngineConfig]]) -> None:
+    assert run("serve", "a=b", "--lora-modules", "c=/x") == 0
+    ((settings, config),) = served
+    assert (settings.model, config.lora_modules) == ("a=b", (LoraModule("c", "/x"),))
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

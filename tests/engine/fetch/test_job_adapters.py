@@ -9,7 +9,7 @@ import pytest
 from quire_cluster.hub import Faults, RunningMirror
 from quire_engine.config import EngineConfig, LoraModule
 from quire_engine.errors import ConfigError
-from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions
+from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions, run_plan
 from quire_engine.fetch.manifest import check_model
 from quire_engine.fetch.plan_command import find
 from quire_engine.fetch.uri import parse_adapter_uri
@@ -96,6 +96,7 @@ def test_a_cut_adapter_is_fetched_again_without_being_asked_to(fetch: Any) -> No
     ("repository", "reason", "words"),
     [
         ("nobody", "SourceNotFound", "adapter hf://org/nobody: hf://org/nobody"),
+        ("nobody", "SourceNotFound", "correct model.adapters[].uri, or name a Secret"),
         ("dora", "UnsupportedModel", "use_dora must be off, got True"),
         ("pickled", "UnsupportedModel", "must have adapter_config.json and adapter_model.safet"),
         ("other", "UnsupportedModel", "must have adapter_config.json and adapter_model.safet"),
@@ -108,6 +109,19 @@ def test_a_bad_adapter_is_told_before_a_byte_of_the_model(
     assert fetch.message["reason"] == reason
     assert words in fetch.message["message"]
     assert fetch.sent("-of-00003.safetensors") == 0
+
+
+def test_a_plan_tells_of_a_bad_adapter_as_a_fetch_does(
+    mirror: RunningMirror, fetch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = EngineConfig(model=URI, lora_modules=(LoraModule("x", "hf://org/nobody"),))
+    source = SourceOptions(endpoint=mirror.url)
+    assert run_plan(PlanOptions(model=URI, engine=engine, source=source)) == 10
+    assert fetch.message["reason"] == "SourceNotFound"
+    assert fetch.message["message"].startswith("adapter hf://org/nobody: hf://org/nobody at ")
+    engine = EngineConfig(model=URI, lora_modules=(LoraModule("x", "hf://org/dora"),))
+    assert run_plan(PlanOptions(model=URI, engine=engine, source=source)) == 10
+    assert fetch.message["reason"] == "UnsupportedModel"
 
 
 def test_a_volume_of_before_gets_its_adapters_and_keeps_its_model(fetch: Any) -> None:
