@@ -200,8 +200,7 @@ def fetch_job(
 ) -> Manifest:
     """One numbered attempt. It never retries by itself: we count attempts and their reasons."""
     mount = pods.mount_of(spec)
-    content = names.claim_hash(spec.model.uri, spec.model.revision)
-    stem = names.fetch_stem(mount.claim or "", content)
+    stem = names.fetch_stem(mount.claim or "", pods.content_of(spec))
     manifest = _child(JOB, key, uid, names.fetch_job(stem, attempt))
     labels = {names.LABEL_CLAIM: stem, names.COMPONENT: names.FETCH_CONTAINER}
     manifest["metadata"]["labels"] |= labels

@@ -36,6 +36,14 @@ NAME_MESSAGE = (
     f"metadata.name must be a DNS label (a-z, 0-9 and '-', beginning with a letter) of at most "
     f"{api.MAX_NAME_LEN} characters, as a Service and pods are named after it"
 )
+ADAPTER_RULE = (
+    "!has(self.spec.model.adapters) || has(self.spec.model.servedName)"
+    " || self.spec.model.adapters.all(a, a.name != self.metadata.name)"
+)
+ADAPTER_MESSAGE = (
+    "spec.model.adapters[].name must not be metadata.name, by which the model itself answers; "
+    "rename the adapter, or set model.servedName"
+)
 COLUMNS = (
     ("Ready", "string", '.status.conditions[?(@.type=="Ready")].status'),
     ("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason'),
@@ -90,6 +98,7 @@ def _version() -> Schema:
 
 def _root() -> Schema:
     rule = api.Rule(NAME_RULE, NAME_MESSAGE, f'"{NAME_MESSAGE}; got " + self.metadata.name')
+    adapters = api.Rule(ADAPTER_RULE, ADAPTER_MESSAGE)
     return {
         "type": "object",
         "description": "One language model, served behind one OpenAI-compatible URL.",
@@ -106,7 +115,7 @@ def _root() -> Schema:
             "status": schema_of(inspect.type_info(api.Status), defaults=False)
             | {"description": _doc(api.Status)},
         },
-        "x-kubernetes-validations": validations((rule,)),
+        "x-kubernetes-validations": validations((rule, adapters)),
     }
 
 

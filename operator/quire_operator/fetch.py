@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from quire_operator import names, writer
 from quire_operator.observe import Observation
+from quire_operator.pods import model_content
 from quire_operator.views import ClaimView, ContainerView, Exit, JobView, PodView
 
 MODEL_CORRUPT = 65
@@ -153,7 +154,7 @@ def state(seen: Observation) -> FetchState:
         return replace(_running(seen, last, record, failure), wait_seconds=1.0)
     if last is not None and last.succeeded and (not record or record.attempt < last.attempt):
         record, failure = _record(seen, last, record), None
-        note = (_written(seen, record), (names.failed_annotation(seen.content), None))
+        note = (*_noted(seen, record), (names.failed_annotation(seen.content), None))
     elif last is not None and last.failed and _untold(last, record, failure):
         failure = _failure(seen, last, failure, is_first=record is None)
         note = (_written(seen, failure),)
@@ -298,6 +299,20 @@ def _written(seen: Observation, entry: Record | Failure) -> tuple[str, str]:
     done = isinstance(entry, Record)
     key = (names.fetched_annotation if done else names.failed_annotation)(seen.content)
     return key, msgspec.json.encode(entry).decode()
+
+
+def _noted(seen: Observation, record: Record) -> tuple[tuple[str, str | None], ...]:
+    """With adapters the model is there for services without them too, if nobody noted it before."""
+    own = names.fetched_annotation(model_content(seen.spec))
+    written = _written(seen, record)
+    if own == written[0] or model_record(seen) is not None:
+        return (written,)
+    return (written, (own, written[1]))
+
+
+def model_record(seen: Observation) -> Record | None:
+    """What is known of the model itself on the claim, whatever adapters lie beside it."""
+    return _read(seen, names.fetched_annotation(model_content(seen.spec)), Record)
 
 
 def _pod_of(seen: Observation, job: JobView) -> PodView | None:

@@ -64,16 +64,26 @@ class Network:
 
 
 def credentials(model: Model) -> list[Manifest]:
-    """The variables that come from the model's Secret. The hub needs its one key, so a pod waits
-    for it; of the others' each Secret has some, and a fetch without says which it wanted."""
-    secret, scheme = model.credentials_secret, model.uri.partition("://")[0]
+    """The variables that come from the model's Secret, for the model's source and its adapters'.
+    The model's hub needs its one key, so a pod waits for it; of the others' each Secret has some,
+    and a fetch without says which it wanted."""
+    secret = model.credentials_secret
     if not secret:
         return []
-    optional = {} if scheme == "hf" else {"optional": True}
+    own, *others = (uri.partition("://")[0] for uri in _uris(model))
+    schemes = dict.fromkeys((own, *sorted(others)))
     return [
         {
             "name": variable,
-            "valueFrom": {"secretKeyRef": {"name": secret, "key": key, **optional}},
+            "valueFrom": {
+                "secretKeyRef": {"name": secret, "key": key}
+                | ({} if scheme == own == "hf" else {"optional": True})
+            },
         }
+        for scheme in schemes
         for variable, key in SECRET_KEYS.get(scheme, {}).items()
     ]
+
+
+def _uris(model: Model) -> list[str]:
+    return [model.uri, *(adapter.uri for adapter in model.adapters)]

@@ -77,6 +77,8 @@ def content(spec: Spec) -> str:
     engine.pop("image", None)
     resources.pop("cpu", None)
     parts = [spec.model.uri, spec.model.revision, engine, resources]
+    if spec.model.adapters:
+        parts.append(msgspec.to_builtins(spec.model.adapters))
     return names.digest(msgspec.json.encode(parts, order="sorted").decode(), 10)
 
 

@@ -13,7 +13,7 @@ from quire_operator.fetch_environment import Network
 from quire_operator.kinds import BUDGET, SERVICE, SLICE, Kind
 from quire_operator.names import Key
 from quire_operator.plan_places import ALONE, PLACES, Line
-from quire_operator.pods import Mount, mount_of, revision_of, spec_digest
+from quire_operator.pods import Mount, content_of, mount_of, revision_of, spec_digest
 from quire_operator.schedules import Minimum
 from quire_operator.values import quantity
 from quire_operator.views import (
@@ -169,7 +169,7 @@ class Observation:
 
     @property
     def content(self) -> str:
-        return names.claim_hash(self.spec.model.uri, self.spec.model.revision)
+        return content_of(self.spec)
 
     @property
     def stem(self) -> str:
@@ -326,9 +326,8 @@ def observe(
     """The world around one service."""
     uid = service.meta.uid
     mount = mount_of(spec)
-    content = names.claim_hash(spec.model.uri, spec.model.revision)
     claim = world.claim(Key(key.namespace, mount.claim)) if mount.claim else None
-    stem = names.fetch_stem(mount.claim or "", content)
+    stem = names.fetch_stem(mount.claim or "", content_of(spec))
     owned = world.claims_owned(key.namespace, uid)
     jobs = world.jobs(Key(key.namespace, stem)) if mount.claim else []
     ours = [job for job in world.jobs(key) if uid in job.meta.owners]

@@ -255,18 +255,19 @@ def _fetch(seen: Observation, state: FetchState, fitted: FitState) -> list[Actio
             seen.defaults.network,
             asked=fetch.asked(seen),
             repair=state.record is not None,
-            commit=_commit(state, fitted),
+            commit=_commit(seen, state, fitted),
         )
         actions.append(Create(JOB, job))
     actions += [Delete(JOB, job.meta.name, job.meta.uid) for job in state.discard]
     return actions
 
 
-def _commit(state: FetchState, fitted: FitState) -> str | None:
-    """Whose files to fetch: a repair stays with what is there, a first fetch with what was planned,
-    so that a branch that moves meanwhile moves nothing."""
-    if state.record is not None:
-        return state.record.commit
+def _commit(seen: Observation, state: FetchState, fitted: FitState) -> str | None:
+    """Whose files to fetch: a repair, or a fetch of more adapters, stays with what is there, a
+    first fetch with what was planned, so that a branch that moves meanwhile moves nothing."""
+    known = state.record or fetch.model_record(seen)
+    if known is not None:
+        return known.commit
     return fitted.plan.commit if fitted.plan is not None else None
 
 
@@ -300,7 +301,7 @@ def _revision(seen: Observation, state: FetchState, fitted: FitState) -> list[Ac
             seen.revision,
             seen.image,
             seen.defaults.network,
-            _commit(state, fitted),
+            _commit(seen, state, fitted),
             plan_key=fitted.request.key,
         )
         return [Create(DEPLOYMENT, manifest)]

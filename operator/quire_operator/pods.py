@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from quire_operator import names
-from quire_operator.api import Model, Spec
+from quire_operator.api import Adapter, Model, Spec
 from quire_operator.fetch_environment import Network, credentials
 from quire_operator.kinds import Manifest
 from quire_operator.names import Key
@@ -15,6 +15,8 @@ from quire_operator.overlay import overlay
 
 USER = 65532
 MODELS = "/models"
+ADAPTERS = "/adapters"
+"""Where claims of the user's that hold adapters are mounted, each by its name."""
 PRE_STOP_SECONDS = 10
 """While the engine still accepts: the time that kube-proxies have to forget the endpoint."""
 EXIT_SECONDS = 10
@@ -85,6 +87,28 @@ def mount_of(spec: Spec) -> Mount:
     return Mount(claim=names.shared_claim(model.uri, model.revision), folder="", path=path)
 
 
+def content_of(spec: Spec) -> str:
+    """Ten hex digits: all that a fetch of the spec brings, adapters included."""
+    model = spec.model
+    own = model_content(spec)
+    adapters = sorted({adapter_content(adapter) for adapter in fetched_adapters(model)})
+    return names.digest("+".join((own, *adapters)), 10) if adapters else own
+
+
+def model_content(spec: Spec) -> str:
+    """Ten hex digits: the model's files alone. Claims are called after it."""
+    return names.claim_hash(spec.model.uri, spec.model.revision)
+
+
+def adapter_content(adapter: Adapter) -> str:
+    return names.claim_hash(adapter.uri, adapter.revision)
+
+
+def fetched_adapters(model: Model) -> list[Adapter]:
+    """Those that do not lie on a claim of the user's."""
+    return [adapter for adapter in model.adapters if not adapter.uri.startswith("pvc://")]
+
+
 def file_of(model: Model) -> list[str]:
     """The path, below what is fetched, of the one file that a uri names, if any, in parts."""
     scheme, _, rest = model.uri.partition("://")
@@ -116,8 +140,9 @@ def revision_of(digest: str, image: str) -> str:
     return names.digest(f"{digest}@{image}", 8)
 
 
-def engine_arguments(key: Key, spec: Spec) -> list[str]:
-    """The command line after the image's entrypoint."""
+def engine_arguments(key: Key, spec: Spec, *, mounted: bool = True) -> list[str]:
+    """The command line after the image's entrypoint. Not `mounted`: for a plan that finds at their
+    sources what serve finds on the model's volume."""
     engine = spec.engine
     path = "/".join(part for part in (MODELS, mount_of(spec).path) if part)
     flags: list[tuple[str, object]] = [
@@ -140,7 +165,35 @@ def engine_arguments(key: Key, spec: Spec) -> list[str]:
             arguments += [flag, str(value)]
     if engine.prefix_caching is not None:
         arguments.append(f"--{'' if engine.prefix_caching else 'no-'}enable-prefix-caching")
+    for adapter in spec.model.adapters:
+        arguments += ["--lora-modules", f"{adapter.name}={_place(spec, adapter, mounted)}"]
     return arguments + list(engine.extra_args)
+
+
+def _place(spec: Spec, adapter: Adapter, mounted: bool) -> str:
+    """Where an engine, or a plan without the model's volume, finds an adapter."""
+    if adapter.uri.startswith("pvc://"):
+        claim, path = _on_claim(adapter.uri)
+        root = MODELS if mounted and claim == mount_of(spec).claim else f"{ADAPTERS}/{claim}"
+        return f"{root}/{path}"
+    if mounted:
+        return f"{mount_of(spec).root}/{_adapter_folder(adapter)}/model"
+    return _pinned(adapter)
+
+
+def _on_claim(uri: str) -> tuple[str, str]:
+    """Claim and path of a pvc:// URI."""
+    claim, _, path = uri.removeprefix("pvc://").strip("/").partition("/")
+    return claim, path
+
+
+def _adapter_folder(adapter: Adapter) -> str:
+    """Below what a fetch fills: its own, by content, so that services share it."""
+    return f"adapters/{adapter_content(adapter)}"
+
+
+def _pinned(adapter: Adapter) -> str:
+    return f"{adapter.uri}#{adapter.revision}" if adapter.revision else adapter.uri
 
 
 def plan_arguments(key: Key, spec: Spec, memory_bytes: int | None, *, mounted: bool) -> list[str]:
@@ -148,7 +201,7 @@ def plan_arguments(key: Key, spec: Spec, memory_bytes: int | None, *, mounted: b
     path = f"{MODELS}/{mount_of(spec).path}"
     model = [path] if mounted else [spec.model.uri, *_revision(spec.model.revision)]
     memory = ["--memory", str(memory_bytes)] if memory_bytes else []
-    return ["plan", *model, *memory, "--", *engine_arguments(key, spec)[2:]]
+    return ["plan", *model, *memory, "--", *engine_arguments(key, spec, mounted=mounted)[2:]]
 
 
 def _revision(revision: str | None) -> list[str]:
@@ -160,8 +213,11 @@ def fetch_arguments(spec: Spec, root: str, *, repair: bool, commit: str | None =
     # Other sources keep no earlier commits: what lies there now is all that can be had.
     pinned = commit if spec.model.uri.startswith("hf://") else None
     revision = _revision(pinned or spec.model.revision)
-    port = ["--progress-port", str(names.PROGRESS_PORT)]
-    return ["fetch", spec.model.uri, root, *revision, *port, *(["--repair"] if repair else [])]
+    flags = ["--progress-port", str(names.PROGRESS_PORT)]
+    fetched = {(_adapter_folder(a), _pinned(a)) for a in fetched_adapters(spec.model)}
+    for folder, place in sorted(fetched):
+        flags += ["--adapter", f"{folder}={place}"]
+    return ["fetch", spec.model.uri, root, *revision, *flags, *(["--repair"] if repair else [])]
 
 
 def engine_template(
@@ -190,7 +246,7 @@ def engine_template(
             + spec.rollout.drain_seconds
             + EXIT_SECONDS,
             "containers": [_engine_container(key, spec, image)],
-            "volumes": _volumes(mount, spec),
+            "volumes": [*_volumes(mount, spec), *_adapter_volumes(spec, mounted=True)],
             **_gpu_tolerations(spec),
             **_one_node(spec),
         },
@@ -256,6 +312,9 @@ def plan_template(
     environment = [] if mounted else [*network.environment(), *credentials(spec.model)]
     arguments = plan_arguments(key, spec, memory_bytes, mounted=mounted)
     volumes = _volumes(mount_of(spec), spec)
+    adapters = _adapter_volumes(spec, mounted=mounted)
+    container = _plan_container(image, arguments, environment, mounted=mounted)
+    container["volumeMounts"] += _adapter_mounts(spec, mounted=mounted)
     return {
         "metadata": {
             "labels": {
@@ -269,8 +328,8 @@ def plan_template(
             **_pod_basics(),
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 1,
-            "containers": [_plan_container(image, arguments, environment, mounted=mounted)],
-            "volumes": volumes if mounted else volumes[1:],
+            "containers": [container],
+            "volumes": [*(volumes if mounted else volumes[1:]), *adapters],
             **{field: serving[field] for field in SCHEDULING if field in serving},
         },
     }
@@ -308,6 +367,28 @@ def _volumes(mount: Mount, spec: Spec) -> list[Manifest]:
         # Not readOnly here: that would attach the volume read-only, and a repair writes beside us.
         model = {"persistentVolumeClaim": {"claimName": mount.claim}}
     return [{"name": "models", **model}, {"name": "tmp", "emptyDir": {}}]
+
+
+def _adapter_claims(spec: Spec, *, mounted: bool) -> list[str]:
+    """Claims of the user's that adapters lie on, but for the model's own where that is mounted: a
+    pod names a claim once."""
+    uris = [adapter.uri for adapter in spec.model.adapters if adapter.uri.startswith("pvc://")]
+    claims = sorted({_on_claim(uri)[0] for uri in uris})
+    return [claim for claim in claims if not mounted or claim != mount_of(spec).claim]
+
+
+def _adapter_volumes(spec: Spec, *, mounted: bool) -> list[Manifest]:
+    return [
+        {"name": f"adapters-{number}", "persistentVolumeClaim": {"claimName": claim}}
+        for number, claim in enumerate(_adapter_claims(spec, mounted=mounted))
+    ]
+
+
+def _adapter_mounts(spec: Spec, *, mounted: bool) -> list[Manifest]:
+    return [
+        {"name": f"adapters-{number}", "mountPath": f"{ADAPTERS}/{claim}", "readOnly": True}
+        for number, claim in enumerate(_adapter_claims(spec, mounted=mounted))
+    ]
 
 
 def _gpu_tolerations(spec: Spec) -> Manifest:
@@ -367,6 +448,7 @@ def _engine_container(key: Key, spec: Spec, image: str) -> Manifest:
         "volumeMounts": [
             {"name": "models", "mountPath": MODELS, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - an emptyDir
+            *_adapter_mounts(spec, mounted=True),
         ],
     }
 

@@ -26,6 +26,7 @@ from quire_operator.kinds import (
 )
 from quire_operator.names import Key
 from quire_operator.plan_places import Places
+from quire_operator.pods import content_of, mount_of
 from quire_operator.ports import Ports
 from quire_operator.views import (
     AutoscalerView,
@@ -444,11 +445,9 @@ def claims_of(key: Key, spec: api.Spec) -> list[Key]:
     """The stems of names that a service's claim and Jobs have: see `names.fetch_job`."""
     if spec.model.uri.startswith("pvc://") or spec.cache.mode == "none":
         return []
-    content = names.claim_hash(spec.model.uri, spec.model.revision)
-    if spec.cache.mode == "existing" and spec.cache.existing_claim:
-        claim = spec.cache.existing_claim
-        return [Key(key.namespace, claim), Key(key.namespace, names.fetch_stem(claim, content))]
-    return [Key(key.namespace, names.shared_claim(spec.model.uri, spec.model.revision))]
+    claim = mount_of(spec).claim
+    stem = names.fetch_stem(claim or "", content_of(spec))
+    return [Key(key.namespace, name) for name in dict.fromkeys((claim, stem)) if name]
 
 
 def _endpoint(pod: PodView) -> PodEndpoint:

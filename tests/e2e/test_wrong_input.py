@@ -9,6 +9,8 @@ from quire_cluster.errors import CommandError
 
 pytestmark = pytest.mark.e2e
 
+ADAPTER = {"name": "tuned", "uri": "hf://org/tuned"}
+
 
 @pytest.mark.parametrize(
     ("name", "spec", "words"),
@@ -23,6 +25,36 @@ pytestmark = pytest.mark.e2e
             "chat",
             {"engine": {"quantization": "int8"}, "resources": {"gpus": 1}},
             ["engine.quantization", "resources.gpus"],
+        ),
+        (
+            "chat",
+            {"model": {"uri": serving.MODEL, "adapters": [ADAPTER, ADAPTER]}},
+            ["adapters", "Duplicate", "tuned"],
+        ),
+        (
+            "tuned",
+            {"model": {"uri": serving.MODEL, "adapters": [ADAPTER]}},
+            ["adapters[].name", "metadata.name"],
+        ),
+        (
+            "chat",
+            {"model": {"uri": serving.MODEL, "servedName": "tuned", "adapters": [ADAPTER]}},
+            ["adapters[].name", "servedName"],
+        ),
+        (
+            "chat",
+            {"model": {"uri": "pvc://disk/model", "adapters": [ADAPTER]}},
+            ["adapters[].uri", "pvc://"],
+        ),
+        (
+            "chat",
+            {"model": {"uri": serving.MODEL, "adapters": [ADAPTER | {"uri": "hf://o/n/x.gguf"}]}},
+            ["hf://o/n/x.gguf", "adapters[].uri", "pvc://claim/path"],
+        ),
+        (
+            "chat",
+            {"model": {"uri": serving.MODEL, "adapters": [ADAPTER | {"name": "a b"}]}},
+            ["adapters", "a b"],
         ),
         ("7b", {}, ["7b", "beginning with a letter"]),
         ("a" * 41, {}, ["name", "40"]),

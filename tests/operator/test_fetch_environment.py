@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire_operator.api import Model, Spec, decode_spec
+from quire_operator.api import Adapter, Model, Spec, decode_spec
 from quire_operator.fetch_environment import SECRET_KEYS, Network, credentials
 from quire_operator.names import Key
 from quire_operator.pods import engine_template, fetch_template, plan_template
@@ -42,6 +42,16 @@ def test_of_the_others_keys_each_secret_has_some(uri: str) -> None:
 def test_only_its_own_sources_keys_reach_a_fetch(uri: str) -> None:
     scheme = uri.partition("://")[0]
     assert names_of(Model(uri=uri, credentials_secret="s")) == set(SECRET_KEYS[scheme])
+
+
+def test_adapters_sources_are_opened_with_the_models_secret() -> None:
+    adapters = [Adapter(name="a", uri="s3://b/a"), Adapter(name="b", uri="hf://org/b")]
+    own = Model(uri="https://h/m.tar", credentials_secret="s", adapters=adapters)
+    entries = credentials(own)
+    names = [entry["name"] for entry in entries]
+    wanted = [name for scheme in ("https", "hf", "s3") for name in SECRET_KEYS[scheme]]
+    assert names == wanted
+    assert all(entry["valueFrom"]["secretKeyRef"].get("optional") for entry in entries)
 
 
 def test_a_web_servers_keys_are_those_of_kubernetes_own_secrets() -> None:

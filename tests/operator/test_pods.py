@@ -6,8 +6,18 @@ import pytest
 from quire_operator.api import Spec, decode_spec
 from quire_operator.fetch_environment import Network
 from quire_operator.kinds import Manifest
-from quire_operator.names import Key
-from quire_operator.pods import engine_template, fetch_template, mount_of, revision_of, spec_digest
+from quire_operator.names import Key, claim_hash
+from quire_operator.pods import (
+    content_of,
+    engine_template,
+    fetch_arguments,
+    fetch_template,
+    model_content,
+    mount_of,
+    plan_template,
+    revision_of,
+    spec_digest,
+)
 
 CHAT = Key("ns", "chat")
 
@@ -236,3 +246,86 @@ def test_digests_do_not_depend_on_what_defaults_are_written_out() -> None:
     full = decode_spec({"model": {"uri": "hf://org/model"}, "engine": {}, "resources": {"gpus": 1}})
     assert spec_digest(full) == spec_digest(spec_of())
     assert msgspec.to_builtins(full.engine) == {}
+
+
+ADAPTERS = [
+    {"name": "a", "uri": "hf://org/a"},
+    {"name": "b", "uri": "pvc://tuned/b"},
+    {"name": "c", "uri": "pvc://tuned/c/d"},
+]
+FOLDER_OF_A = f"adapters/{claim_hash('hf://org/a', None)}"
+
+
+def lora_modules(args: list[str]) -> list[str]:
+    return [args[at + 1] for at, word in enumerate(args) if word == "--lora-modules"]
+
+
+def test_adapters_on_claims_are_served_as_they_lie() -> None:
+    pod = template(model={"adapters": ADAPTERS})["spec"]
+    [engine] = pod["containers"]
+    assert lora_modules(engine["args"]) == [
+        f"a=/models/{FOLDER_OF_A}/model",
+        "b=/adapters/tuned/b",
+        "c=/adapters/tuned/c/d",
+    ]
+    claim = {"persistentVolumeClaim": {"claimName": "tuned"}}
+    assert [v for v in pod["volumes"] if v["name"].startswith("adapters")] == [
+        {"name": "adapters-0", **claim}
+    ]
+    mount = {"name": "adapters-0", "mountPath": "/adapters/tuned", "readOnly": True}
+    assert mount in engine["volumeMounts"]
+
+
+def test_a_claim_with_model_and_adapter_is_mounted_once() -> None:
+    adapters = [{"name": "a", "uri": "pvc://tuned/a"}, {"name": "b", "uri": "pvc://more/b"}]
+    pod = template(uri="pvc://tuned/base", model={"adapters": adapters})["spec"]
+    assert lora_modules(pod["containers"][0]["args"]) == ["a=/models/a", "b=/adapters/more/b"]
+    claims = [v.get("persistentVolumeClaim", {}).get("claimName") for v in pod["volumes"]]
+    assert sorted(claim for claim in claims if claim) == ["more", "tuned"]
+
+
+def test_an_empty_dir_gets_adapters_too() -> None:
+    pod = template(model={"adapters": ADAPTERS}, cache={"mode": "none"})["spec"]
+    [init] = pod["initContainers"]
+    assert init["args"][-2:] == ["--adapter", f"{FOLDER_OF_A}=hf://org/a"]
+    assert lora_modules(pod["containers"][0]["args"])[0] == f"a=/models/{FOLDER_OF_A}/model"
+
+
+def test_on_a_claim_of_the_users_adapters_lie_in_the_models_folder() -> None:
+    cache = {"mode": "existing", "existingClaim": "disk"}
+    spec = spec_of(model={"adapters": ADAPTERS}, cache=cache)
+    args = template(model={"adapters": ADAPTERS}, cache=cache)["spec"]["containers"][0]["args"]
+    root = mount_of(spec).root
+    assert lora_modules(args)[0] == f"a={root}/{FOLDER_OF_A}/model"
+    assert fetch_arguments(spec, root, repair=False)[2] == root
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_a_plan_finds_adapters_where_they_are(mounted: bool) -> None:
+    spec = spec_of(model={"adapters": ADAPTERS})
+    pod = plan_template(CHAT, spec, "engine:v1", Network(), None, mounted=mounted)["spec"]
+    [plan] = pod["containers"]
+    place = f"/models/{FOLDER_OF_A}/model" if mounted else "hf://org/a"
+    assert lora_modules(plan["args"]) == [
+        f"a={place}",
+        "b=/adapters/tuned/b",
+        "c=/adapters/tuned/c/d",
+    ]
+    mounts = {mount["mountPath"] for mount in plan["volumeMounts"]}
+    assert mounts == {"/tmp", "/adapters/tuned", *(["/models"] if mounted else [])}
+    assert {v["name"] for v in pod["volumes"]} == {m["name"] for m in plan["volumeMounts"]}
+
+
+def test_adapters_make_a_new_revision_and_none_make_the_same() -> None:
+    assert spec_digest(spec_of(model={"adapters": []})) == spec_digest(spec_of())
+    digests = {spec_digest(spec_of(model={"adapters": ADAPTERS[:count]})) for count in range(4)}
+    assert len(digests) == 4
+
+
+def test_contents_are_called_by_model_and_fetched_adapters() -> None:
+    bare, adapted = spec_of(), spec_of(model={"adapters": ADAPTERS})
+    assert content_of(bare) == model_content(bare) == model_content(adapted) != content_of(adapted)
+    on_claims = spec_of(model={"adapters": ADAPTERS[1:]})
+    assert content_of(on_claims) == content_of(bare), "nothing more is fetched"
+    turned = spec_of(model={"adapters": ADAPTERS[::-1]})
+    assert content_of(turned) == content_of(adapted)

@@ -11,7 +11,7 @@ Read `spec.py` (with `model.py`, `engine.py`, `scaling.py`), then `status.py`.
 from __future__ import annotations
 
 from quire_operator.api.engine import Engine, Resources
-from quire_operator.api.model import Cache, Model
+from quire_operator.api.model import Adapter, Cache, Model
 from quire_operator.api.parts import QuantityField, Rule
 from quire_operator.api.scaling import Keda, ScaleRule, Scaling, Schedule, Targets
 from quire_operator.api.spec import Rollout, Spec, decode_spec
@@ -33,6 +33,7 @@ __all__ = [
     "MAX_NAME_LEN",
     "PLURAL",
     "VERSION",
+    "Adapter",
     "Cache",
     "Condition",
     "Engine",

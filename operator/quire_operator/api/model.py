@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from quire_operator.api.parts import Part, QuantityField, Rule, validations
 
@@ -22,6 +22,63 @@ URI_RULE = Rule(
 )
 
 
+_ADAPTER_URI_HELP = (
+    "model.adapters[].uri must be hf://org/name, s3://, gs:// or az://bucket[/prefix], https://host"
+    "/path of a .tar file, or pvc://claim/path"
+)
+ADAPTER_URI_RULE = Rule(
+    "self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$')"
+    " || (self.matches('^(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*(/[^/ #]+)*/?$')"
+    " && !self.endsWith('.gguf'))"
+    " || self.matches('^https://[^/@?# ]+(/[^/?# ]+)+[.]tar$')"
+    " || self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[^/ ]+)+/?$')",
+    _ADAPTER_URI_HELP,
+    f"'{_ADAPTER_URI_HELP}, got ' + self",
+)
+
+
+class Adapter(Part, frozen=True):
+    """A LoRA adapter, served beside the model under a name of its own."""
+
+    rules = (
+        Rule(
+            "!self.uri.startsWith('pvc://') || !has(self.revision)",
+            "model.adapters[].revision has no meaning for pvc://, served as its files lie; "
+            "remove it",
+        ),
+    )
+
+    name: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=63,
+            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+            description="The `model` name that OpenAI clients send for it: a-z, 0-9, '-' and '.', "
+            "at most 63 characters, and no other model's of this service.",
+        ),
+    ]
+    uri: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=512,
+            description="Where the adapter lies, in PEFT's format (adapter_config.json and "
+            "adapter_model.safetensors): as model.uri, but a folder, no file. It is fetched to "
+            "the model's claim with the model's credentials; one on a claim (`pvc://`) is served "
+            "as it lies.",
+            extra_json_schema={"x-kubernetes-validations": validations((ADAPTER_URI_RULE,))},
+        ),
+    ]
+    revision: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=128, pattern="^[^# ]+$")] | None,
+        Meta(
+            description="Branch, tag or commit. Default: the main branch. An adapter that lies "
+            "on the claim already is kept, wherever a branch has moved since."
+        ),
+    ] = None
+
+
 class Model(Part, frozen=True):
     """Which model is served, and under what name."""
 
@@ -33,6 +90,17 @@ class Model(Part, frozen=True):
         Rule(
             "!self.uri.startsWith('pvc://') || !has(self.credentialsSecret)",
             "model.credentialsSecret has no meaning for pvc://, never downloaded; remove it",
+        ),
+        Rule(
+            "!self.uri.startsWith('pvc://') || !has(self.adapters)"
+            " || self.adapters.all(a, a.uri.startsWith('pvc://'))",
+            "model.adapters[].uri must be pvc:// where model.uri is: nothing is fetched for such a"
+            " model",
+        ),
+        Rule(
+            "!has(self.servedName) || !has(self.adapters)"
+            " || self.adapters.all(a, a.name != self.servedName)",
+            "model.adapters[].name must not be model.servedName, by which the model itself answers",
         ),
     )
 
@@ -80,6 +148,18 @@ class Model(Part, frozen=True):
             "where those fetch. Without it buckets are asked as a stranger.",
         ),
     ] = None
+    adapters: Annotated[
+        list[Adapter],
+        Meta(
+            max_length=16,
+            description="LoRA adapters that are served beside the model. A change makes a new "
+            "revision.",
+            extra_json_schema={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = field(default_factory=list)
 
 
 class Cache(Part, frozen=True):

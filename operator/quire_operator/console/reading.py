@@ -19,7 +19,7 @@ from quire_operator.errors import ApiError, Denied, NotFound
 from quire_operator.kinds import CLAIM, DEPLOYMENT, EVENT, JOB, POD, SERVICE_KIND, Kind
 from quire_operator.names import Key
 from quire_operator.observe import Progress
-from quire_operator.pods import mount_of
+from quire_operator.pods import content_of, mount_of
 from quire_operator.progress import parse_progress
 from quire_operator.projections import project
 from quire_operator.scraper import Missing, PodMetrics, parse
@@ -69,10 +69,6 @@ class Seen:
 def claim_name(spec: api.Spec | None) -> str | None:
     """The claim that the spec's model lies on, if on any."""
     return mount_of(spec).claim if spec is not None else None
-
-
-def content_of(spec: api.Spec) -> str:
-    return names.claim_hash(spec.model.uri, spec.model.revision)
 
 
 class _Parts:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
-from quire_operator import api, fetch, fit, names
+from quire_operator import api, fetch, fit, names, pods
 from quire_operator.console import document as doc
 from quire_operator.console import pod_words
-from quire_operator.console.reading import Seen, content_of
+from quire_operator.console.reading import Seen
 from quire_operator.reasons import READY, TABLE
 from quire_operator.scaling_model import PodLoad
 from quire_operator.scraper import Missing, PodMetrics
@@ -194,7 +194,7 @@ def _failed_fetch(seen: Seen) -> doc.FailedFetch | None:
     """As the claim's annotation records it; it goes when a fetch ends well."""
     if seen.service.spec is None:
         return None
-    annotation = names.failed_annotation(content_of(seen.service.spec))
+    annotation = names.failed_annotation(pods.content_of(seen.service.spec))
     failure = fetch.recorded(seen.claim, annotation, fetch.Failure)
     if failure is None:
         return None
