@@ -48,3 +48,10 @@ def helm() -> Helm:
 def render(helm: Helm) -> Renderer:
     """`render(values, release)`: what the chart makes of them."""
     return Renderer(helm)
+
+
+@pytest.fixture
+def held(rig: Rig) -> Rig:
+    """Plans wait until the test says how they end."""
+    rig.cluster.plans = None
+    return rig
