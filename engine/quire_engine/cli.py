@@ -263,8 +263,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except EngineError as error:
         _fail(error.exit_code, error.reason, str(error))
     except Exception as error:
-        traceback.print_exc()
-        _fail(ExitCode.INTERNAL, "Internal", f"{type(error).__name__}: {error}")
+        redact = SourceOptions.from_environment(os.environ).redact
+        sys.stderr.write(redact(traceback.format_exc()))
+        _fail(ExitCode.INTERNAL, "Internal", redact(f"{type(error).__name__}: {error}"))
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from quire_engine.redaction import ADDRESSES_ONLY, Redactor
 from quire_engine.settings import termination_log
 
 logger = logging.getLogger(__name__)
@@ -23,14 +24,14 @@ class TerminationMessage(msgspec.Struct, frozen=True, kw_only=True, rename="came
 MAX_BYTES = 4096  # Kubernetes cuts a termination message there
 
 
-def report_fatal(reason: str, message: str) -> None:
+def report_fatal(reason: str, message: str, redact: Redactor = ADDRESSES_ONLY) -> None:
     """Tell why this process ends. Nothing may be written to stderr after it."""
-    report_failure(TerminationMessage(reason=reason, message=message))
+    report_failure(TerminationMessage(reason=reason, message=message), redact)
 
 
-def report_failure(failure: TerminationMessage) -> None:
+def report_failure(failure: TerminationMessage, redact: Redactor = ADDRESSES_ONLY) -> None:
     """The same for a failure that says more than reason and message."""
-    line = " ".join(failure.message.split())
+    line = " ".join(redact(failure.message).split())
     path = termination_log()
     if path is not None:
         _write(path, msgspec.structs.replace(failure, message=line))

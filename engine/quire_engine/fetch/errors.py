@@ -7,7 +7,7 @@ FetchFailed (10)
 ├── NoSpace              the volume is, or would be, full
 ├── Stalled              the source sent no byte for too long
 ├── Corrupt              what came, or what lies on the volume, is not what the source lists
-│   └── SourceChanged    the source's files changed while they were fetched (reason Corrupt)
+│   └── SourceChanged    the source's files changed or went while they were fetched (reason Corrupt)
 ├── UnsupportedSource    whole, but nothing that the engine can load (reason UnsupportedModel)
 └── FetchInternal        the volume cannot be written, or a fault of ours (reason Internal)
 """

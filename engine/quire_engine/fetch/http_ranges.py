@@ -1,7 +1,8 @@
 """Ranges of files over HTTP: what an answer must be, and which failures may pass."""
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -17,11 +18,12 @@ from quire_engine.fetch.errors import (
     Stalled,
 )
 from quire_engine.fetch.options import SourceOptions
-from quire_engine.fetch.retry import RETRYABLE_STATUSES, SILENCES, TryAgain, retry_after_seconds
+from quire_engine.fetch.retry import RETRYABLE_STATUSES, TryAgain, retry_after_seconds
 from quire_engine.fetch.source import RemoteFile
 
 CONNECT_SECONDS = 10.0
-READ_SECONDS = 10.0  # of the small reads of a plan
+MOST_ANSWER_BYTES = 64 * 1024**2  # of a listing, or of what comes with a refusal
+DRIP_BYTES = 64 * 1024  # an answer for headers or a listing that brings less in its time is silent
 
 
 def tls_context(options: SourceOptions) -> ssl.SSLContext:
@@ -40,10 +42,9 @@ def tls_context(options: SourceOptions) -> ssl.SSLContext:
 
 def new_client(options: SourceOptions) -> httpx2.AsyncClient:
     """A client as patient as `options` says. Proxies come from the environment."""
-    read = silence_seconds(options)
     return httpx2.AsyncClient(
         verify=tls_context(options),
-        timeout=httpx2.Timeout(read, connect=min(CONNECT_SECONDS, read), pool=None),
+        timeout=client_timeout(options),
         limits=httpx2.Limits(max_connections=options.connections),
         follow_redirects=True,  # the token stays with its own host
         event_hooks={"response": [_check_redirect]},
@@ -51,13 +52,69 @@ def new_client(options: SourceOptions) -> httpx2.AsyncClient:
 
 
 def new_reader(options: SourceOptions) -> httpx2.Client:
-    """A client for small reads in a row."""
+    """A client for small reads in a row, which reads no answer without end."""
+
+    def bound(response: httpx2.Response) -> None:
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        response.stream = _BoundedStream(response.stream, response.url.host, options)
+
     return httpx2.Client(
         verify=tls_context(options),
-        timeout=READ_SECONDS,
+        timeout=client_timeout(options),
         follow_redirects=True,
-        event_hooks={"response": [check_redirect]},
+        headers={"Accept-Encoding": "identity"},  # kilobytes may unpack to gigabytes
+        event_hooks={"response": [check_redirect, _check_encoding, bound]},
     )
+
+
+def client_timeout(options: SourceOptions) -> httpx2.Timeout:
+    """As patient as `options` says, for a connection and for each byte."""
+    read = options.silence_seconds
+    return httpx2.Timeout(read, connect=min(CONNECT_SECONDS, read), pool=None)
+
+
+class _BoundedStream(httpx2.SyncByteStream):
+    """A body that must come at a least pace, and end."""
+
+    def __init__(self, body: httpx2.SyncByteStream, host: str, options: SourceOptions) -> None:
+        self._body, self._host, self._seconds = body, host, options.silence_seconds
+
+    def __iter__(self) -> Iterator[bytes]:
+        total = 0
+        for chunk in at_a_pace(self._body, self._seconds):
+            total += len(chunk)
+            if total > MOST_ANSWER_BYTES:
+                raise Corrupt(
+                    f"{self._host} must answer with at most {MOST_ANSWER_BYTES:,} bytes where no "
+                    "file is asked for, got more; name a hub or a mirror of one"
+                )
+            yield chunk
+
+    def close(self) -> None:
+        self._body.close()
+
+
+def at_a_pace(chunks: Iterable[bytes], seconds: float) -> Iterator[bytes]:
+    """The chunks, until fewer than DRIP_BYTES came in so many seconds: then ReadTimeout, as if
+    nothing had come."""
+    begin, came = time.monotonic(), 0
+    for chunk in chunks:
+        came += len(chunk)
+        yield chunk
+        now = time.monotonic()
+        if came >= DRIP_BYTES:
+            begin, came = now, 0
+        elif now - begin > seconds:
+            raise httpx2.ReadTimeout(f"fewer than {DRIP_BYTES:,} bytes in {seconds:g} s")
+
+
+def _check_encoding(response: httpx2.Response) -> None:
+    given = response.headers.get("Content-Encoding", "identity")
+    if given.lower() != "identity":
+        raise SourceUnreachable(
+            f"{response.url.host} must answer without compression, as it is asked to, got "
+            f"{given[:40]!r}; mend the mirror or the proxy before it"
+        )
 
 
 async def _check_redirect(response: httpx2.Response) -> None:
@@ -78,11 +135,6 @@ def check_redirect(response: httpx2.Response) -> None:
             f"{response.url.host} must lead to https addresses only, got a redirect to "
             f"{target.scheme}://{target.host}; name an address that is served by https"
         )
-
-
-def silence_seconds(options: SourceOptions) -> float:
-    """How long one read may bring nothing; the waits between reads take the rest."""
-    return options.stall_seconds * 0.95 / SILENCES
 
 
 @asynccontextmanager
@@ -109,25 +161,52 @@ async def stream_span(
 
 
 def read_span(
-    client: httpx2.Client, file: RemoteFile, span: range, headers: Mapping[str, str]
+    client: httpx2.Client,
+    file: RemoteFile,
+    span: range,
+    headers: Mapping[str, str],
+    options: SourceOptions,
 ) -> bytes:
-    """These bytes of the file, a few. TryAgain for what may pass."""
+    """These bytes of the file, a few: whatever the server sends, no more is read. TryAgain for what
+    may pass."""
     there = _there(file, span)
     try:
-        response = client.get(file.location.address, headers=_range_headers(there, headers))
+        with client.stream(
+            "GET", file.location.address, headers=_range_headers(there, headers)
+        ) as response:
+            check_response(response, file, there)
+            is_exact = response.headers.get("Content-Length") == str(len(span))
+            return first_bytes(response.iter_raw(), len(span), file.path, to_the_end=is_exact)
+    except httpx2.ReadTimeout:
+        raise TryAgain(stalled(file.path, options)) from None
     except httpx2.HTTPError as error:
         failure = SourceUnreachable(f"{file.path} must be readable, got {type(error).__name__}")
-        raise TryAgain(failure) from None
-    check_response(response, file, there)
-    return response.content
+        raise TryAgain(failure, silent=isinstance(error, httpx2.TimeoutException)) from None
+
+
+def first_bytes(
+    chunks: Iterable[bytes], num_bytes: int, path: str, *, to_the_end: bool = False
+) -> bytes:
+    """So many bytes, and TryAgain where there are fewer. `to_the_end`: the body has just as many;
+    heard out, its connection serves the next request."""
+    found = bytearray()
+    for chunk in chunks:
+        found += chunk[: num_bytes - len(found)]
+        if len(found) == num_bytes and not to_the_end:
+            break
+    if len(found) < num_bytes:
+        raise TryAgain(interrupted(path, "an early end"))
+    return bytes(found)
 
 
 def check_response(response: httpx2.Response, file: RemoteFile, span: range) -> None:
     """Hold an answer's status, ETag and Content-Range against what was asked for; `span` is that
     of what lies at the file's location."""
     status, path = response.status_code, file.path
-    check_status(response, path)
     etag = file.location.etag
+    if etag and status in (404, 410):
+        raise gone(path, f"HTTP {status}")
+    check_status(response, path)
     if etag and etag != version_of(response):
         raise SourceChanged(
             f"{path} must stay the same while it is fetched, got another ETag or date than at its "
@@ -168,6 +247,13 @@ def version_of(response: httpx2.Response) -> str:
     """What tells this version of a file from another: its ETag, or else its date."""
     headers = response.headers
     return headers.get("ETag") or headers.get("Last-Modified") or ""
+
+
+def gone(path: str, what: str) -> SourceChanged:
+    return SourceChanged(
+        f"{path} must stay where it was listed while it is fetched, got {what}; let the upload end "
+        "first, or put it back"
+    )
 
 
 def interrupted(path: str, what: str) -> SourceUnreachable:

@@ -23,11 +23,17 @@ from quire_engine.fetch.errors import (
     SourceNotFound,
     SourceUnauthorized,
     SourceUnreachable,
-    Stalled,
 )
-from quire_engine.fetch.http_ranges import new_client, new_reader, read_span, stream_span
+from quire_engine.fetch.http_ranges import (
+    client_timeout,
+    new_client,
+    new_reader,
+    read_span,
+    stalled,
+    stream_span,
+)
 from quire_engine.fetch.options import SourceOptions
-from quire_engine.fetch.retry import RETRYABLE_STATUSES, SILENCES, TryAgain, retry_after_seconds
+from quire_engine.fetch.retry import RETRYABLE_STATUSES, TryAgain, retry_after_seconds
 from quire_engine.fetch.source import Digest, Listing, Location, RemoteFile
 from quire_engine.fetch.sources import OpenSpan
 from quire_engine.fetch.uri import HubUri
@@ -47,11 +53,14 @@ class HubSource:
         """All files of the commit that `revision` names now."""
         uri, options = self._uri, self._options
         set_client_factory(partial(new_reader, options))
-        # With the waits between them, three silences take less than stall_seconds.
-        seconds = options.stall_seconds / (SILENCES + 1)
         api = HfApi(endpoint=options.endpoint, token=options.token or False, library_name="quire")
         try:
-            info = api.model_info(uri.repo, revision=revision, files_metadata=True, timeout=seconds)
+            info = api.model_info(
+                uri.repo,
+                revision=revision,
+                files_metadata=True,
+                timeout=client_timeout(options),  # type: ignore[arg-type]  # its client's own kind
+            )
         except HFValidationError as error:
             raise ConfigError(
                 f"hf:// must be followed by org/name, got {uri.repo!r}: {error}"
@@ -59,8 +68,7 @@ class HubSource:
         except HfHubHTTPError as error:
             raise _explained(error, uri, revision, options) from None
         except httpx2.ReadTimeout:
-            stalled = Stalled(f"{options.endpoint} must list {uri.repo}, got no byte of that")
-            raise TryAgain(stalled) from None
+            raise TryAgain(stalled(f"the list of {uri.repo}", options)) from None
         except (httpx2.HTTPError, OSError) as error:
             raise TryAgain(
                 SourceUnreachable(
@@ -88,7 +96,7 @@ class HubSource:
     def read(self, file: RemoteFile, span: range) -> bytes:
         if self._reader is None:
             self._reader = new_reader(self._options)
-        return read_span(self._reader, file, span, self._headers)
+        return read_span(self._reader, file, span, self._headers, self._options)
 
     def close(self) -> None:
         if self._reader is not None:

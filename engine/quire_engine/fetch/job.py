@@ -46,6 +46,7 @@ from quire_engine.fetch.store import Store, manifest_files, megabytes
 from quire_engine.fetch.transfer import Transfer
 from quire_engine.fetch.uri import ModelUri, parse_adapter_uri, parse_uri
 from quire_engine.models.config import parse_config
+from quire_engine.redaction import configure_logging
 from quire_engine.termination import report_fatal, report_success
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ class _Run:
 
 def run(options: FetchOptions) -> int:
     """Fetch, tell how it ended, and return the exit code."""
-    _configure_logging()
-    progress = Progress()
+    configure_logging(options.source.redact)
+    progress = Progress(redact=options.source.redact)
     started = time.monotonic()
     try:
         manifest = asyncio.run(_supervised(options, progress))
@@ -265,18 +266,24 @@ async def _list(this: _Run, current: Manifest | None) -> Listing:
 
 
 async def _list_revision(this: _Run, revision: str | None) -> Listing:
-    backoff = Backoff(this.options.source.backoff_seconds)
-    patience = Patience(LISTING_ATTEMPTS)
+    options = this.options.source
+    backoff = Backoff(options.backoff_seconds)
+    patience = Patience(
+        LISTING_ATTEMPTS, options.stall_seconds, options.silence_seconds, time.monotonic()
+    )
+    this.progress.renew()
     while True:
         try:
-            return await asyncio.to_thread(this.source.list_files, revision)
+            listing = await asyncio.to_thread(this.source.list_files, revision)
+            this.progress.renew()
+            return listing
         except TryAgain as error:
-            this.progress.note = str(error.failure)
-            if patience.is_spent(error):
-                raise error.failure from None
+            this.progress.trouble = error.failure
             wait = error.retry_after
             if wait is None:
-                wait = backoff.seconds(patience.failures, 0.0)
+                wait = backoff.seconds(patience.failures + 1, 0.0)
+            if patience.is_spent(error, time.monotonic() + wait):
+                raise error.failure from None
             await asyncio.sleep(wait)
 
 
@@ -381,6 +388,7 @@ def _finished(this: _Run, manifest: Manifest) -> Manifest:
     progress = this.progress
     progress.commit = manifest.commit
     progress.bytes_total = progress.bytes_done = manifest.bytes_total
+    progress.renew()
     progress.phase = "done"
     return manifest
 
@@ -394,17 +402,10 @@ async def _log_progress(progress: Progress) -> None:
         report = progress.report()
         eta = "unknown" if report.eta_seconds is None else f"{report.eta_seconds:.0f}s"
         logger.info(
-            "%s done=%s total=%s rate=%s/s eta=%s",
+            "%s done=%s total=%s rate=%s/s eta=%s note=%s",
             report.phase, megabytes(report.bytes_done), megabytes(report.bytes_total),
-            megabytes(int(report.bytes_per_second)), eta,
+            megabytes(int(report.bytes_per_second)), eta, report.note,
         )  # fmt: skip
-
-
-def _configure_logging() -> None:
-    """One line each on stderr. The HTTP client would log addresses with their signatures."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
-    for name in ("httpx2", "httpcore2", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _explain(error: Exception, options: FetchOptions) -> EngineError:
@@ -431,5 +432,5 @@ def _explain(error: Exception, options: FetchOptions) -> EngineError:
 
 def _report_failure(error: Exception, options: FetchOptions) -> int:
     known = _explain(error, options)
-    report_fatal(known.reason, options.source.without_secrets(str(known)))
+    report_fatal(known.reason, str(known), options.source.redact)
     return ExitCode.USAGE if isinstance(known, ConfigError) else ExitCode.FETCH_FAILED

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, S3Store
@@ -23,8 +24,10 @@ from quire_engine.fetch.errors import (
 )
 from quire_engine.fetch.http_ranges import (
     CONNECT_SECONDS,
+    at_a_pace,
+    first_bytes,
+    gone,
     interrupted,
-    silence_seconds,
     stalled,
     tls_context,
 )
@@ -114,7 +117,7 @@ class ObjectSource:
             )
             _check(result.meta, file)
         except (BaseError, OSError) as error:
-            raise self._explained(error, file.path) from None
+            raise self._explained(error, file.path, is_listed=True) from None
         yield self._chunks(result, file)
 
     async def _chunks(self, result: "GetResult", file: RemoteFile) -> AsyncIterator[bytes]:
@@ -123,15 +126,19 @@ class ObjectSource:
             async for chunk in result.stream(min_chunk_size=1):
                 yield bytes(chunk)
         except BaseError as error:
-            raise self._explained(error, file.path) from None
+            raise self._explained(error, file.path, is_listed=True) from None
 
     def read(self, file: RemoteFile, span: range) -> bytes:
         try:
             result = obstore.get(self._store, file.location.address, options=_options(file, span))
             _check(result.meta, file)
-            return bytes(result.bytes())
+            chunks = (bytes(chunk) for chunk in result.stream(min_chunk_size=1))
+            paced = at_a_pace(chunks, self._options.silence_seconds)
+            return first_bytes(paced, len(span), file.path)
+        except httpx2.ReadTimeout:
+            raise TryAgain(stalled(file.path, self._options)) from None
         except (BaseError, OSError) as error:
-            raise self._explained(error, file.path) from None
+            raise self._explained(error, file.path, is_listed=True) from None
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -178,7 +185,7 @@ class ObjectSource:
         options: ClientConfig = {
             "allow_http": endpoint.startswith("http://"),  # whoever wrote that meant it
             "connect_timeout": f"{CONNECT_SECONDS:g}s",
-            "read_timeout": f"{silence_seconds(self._options) * 1000:.0f}ms",
+            "read_timeout": f"{self._options.silence_seconds * 1000:.0f}ms",
             "timeout": "1d",  # of a whole part: slow is not stalled
         }
         if self._options.ca_pem is not None:
@@ -187,17 +194,23 @@ class ObjectSource:
 
     # ---- what went wrong ----------------------------------------------------------------------
 
-    def _explained(self, error: Exception, what: str) -> Exception:
+    def _explained(self, error: Exception, what: str, *, is_listed: bool = False) -> Exception:
         """Our error for one of obstore's; `what` was asked for."""
-        text, where = str(error), f"{what} at {self._place()}"
+        text, where = self._options.redact(str(error)), f"{what} at {self._place()}"
         status, code = _found(_STATUS, text), _found(_CODE, text)
         said = f"HTTP {status}" + (f", {code}" if code else "")
         if status == "412":
             return _changed(what)
         if status in ("401", "403") or code in _REFUSED_CODES:
             return SourceUnauthorized(f"{where} was refused ({said}): {self._advice()}")
+        if status == "404" and is_listed:
+            return gone(what, said)
         if status == "404":
             return SourceNotFound(f"{where} was not found ({said}); correct model.uri")
+        if "non-partial response" in text:
+            return SourceUnreachable(
+                f"{where} must be served by Range, got all of it; take a store that knows ranges"
+            )
         if "configured region" in text:
             return SourceUnreachable(
                 f"{where} lies in another region; put the bucket's AWS_REGION into the Secret that "

@@ -1,12 +1,17 @@
 """What `quire-engine fetch` and `plan` are told. cli.py reads flags and environment into these."""
 
-from collections.abc import Mapping
+import base64
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
 from quire_engine.fetch.uri import is_safe_path
+from quire_engine.redaction import Redactor, secrets_in_address
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _SECRET_VARIABLES = (
@@ -17,6 +22,7 @@ _SECRET_VARIABLES = (
     "AZURE_STORAGE_SAS_TOKEN",
     "AZURE_CLIENT_SECRET",
 )
+_PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 STORAGE_VARIABLES = (
     *_SECRET_VARIABLES,
     "AWS_ACCESS_KEY_ID",
@@ -64,11 +70,19 @@ class SourceOptions:
     ca_pem: str | None = field(default=None, repr=False)
     """Certificates, as text, that are trusted beside the machine's own. QUIRE_CA_PEM."""
 
+    proxies: tuple[str, ...] = field(default=(), repr=False)
+    """Addresses of proxies, for the passwords in them: the clients themselves read HTTPS_PROXY,
+    HTTP_PROXY and ALL_PROXY."""
+
     connections: int = 8
     """Parts on their way at once; each holds 512 KiB. One connection alone seldom fills a line."""
 
     stall_seconds: float = 60.0
-    """Seconds without a byte, after which the fetch fails as Stalled."""
+    """Seconds without a byte, in one wait for it or in several, after which the fetch fails."""
+
+    silences: int = 3
+    """Waits for a byte that fit into stall_seconds: another connection may bring what this one does
+    not."""
 
     max_attempts: int = 8
     """Attempts in a row without progress, per part: about a minute with the waits between them."""
@@ -91,30 +105,62 @@ class SourceOptions:
             http_login=(user, password) if user and password else None,
             http_token=given.get("QUIRE_HTTP_TOKEN"),
             ca_pem=given.get("QUIRE_CA_PEM"),
+            proxies=tuple(given[key] for key in given if key.upper() in _PROXY_VARIABLES),
         )
+
+    @property
+    def silence_seconds(self) -> float:
+        """How long one wait may bring nothing, wherever it is for a byte: in a listing, a header or
+        a part of a file. The pauses between the waits take the rest of stall_seconds."""
+        return self.stall_seconds * 0.95 / self.silences
 
     @property
     def secrets(self) -> tuple[str, ...]:
         """What no text of ours may hold."""
-        keys = [value for key, value in self.storage.items() if key in _SECRET_VARIABLES]
-        password = self.http_login[1] if self.http_login else None
-        return tuple(text for text in (self.token, self.http_token, password, *keys) if text)
+        known = (self.token, self.http_token, *self._logins(), *self._keys())
+        addresses = (self.endpoint, *self.proxies, *self.storage.values())
+        carried = (secret for text in addresses for secret in secrets_in_address(text))
+        return tuple(text for text in (*known, *carried) if text)
 
-    def without_secrets(self, text: str) -> str:
-        """`text` as it may be written and logged."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return text
+    def _logins(self) -> Iterator[str]:
+        if self.http_login is not None:
+            yield self.http_login[1]
+            yield base64.b64encode(":".join(self.http_login).encode()).decode()
+
+    def _keys(self) -> Iterator[str]:
+        """The stores' secrets, and the one in a key file or a signature that stands for all."""
+        for name in _SECRET_VARIABLES:
+            value = self.storage.get(name, "")
+            yield value
+            if name == "AZURE_STORAGE_SAS_TOKEN":
+                yield dict(parse_qsl(value)).get("sig", "")
+            if name == "GOOGLE_SERVICE_ACCOUNT_KEY":
+                yield _private_key(value)
+
+    @cached_property
+    def redact(self) -> Redactor:
+        """Makes of a text what may be written and logged."""
+        return Redactor(self.secrets)
 
     def __post_init__(self) -> None:
         if not self.endpoint.startswith(("http://", "https://")):
             raise ConfigError(
-                f"HF_ENDPOINT must be an http:// or https:// address, got {self.endpoint!r}; "
+                "HF_ENDPOINT must be an http:// or https:// address, got "
+                f"{self.redact(self.endpoint)!r}; "
                 f"unset it for {DEFAULT_ENDPOINT}"
             )
-        for name in ("connections", "stall_seconds", "max_attempts"):
+        for name in ("connections", "stall_seconds", "silences", "max_attempts"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
+
+
+def _private_key(service_account: str) -> str:
+    """Of a Google service account's JSON; empty where that is none."""
+    try:
+        account = json.loads(service_account)
+    except ValueError:
+        return ""
+    return str(account.get("private_key", "")) if isinstance(account, dict) else ""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from quire_engine.fetch.verification import check_whole
 from quire_engine.machine import has_gpu
 from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
 from quire_engine.models.config import ModelConfig, parse_config
+from quire_engine.redaction import configure_logging
 from quire_engine.safetensors_header import ReadRange, read_header
 from quire_engine.shards import choose_shards
 from quire_engine.termination import (
@@ -83,6 +84,7 @@ class FoundModel:
 def run(options: PlanOptions) -> int:
     """Print the plan and return the exit code: 0, 2 for settings or memory that cannot do, else
     the source's or the model's own."""
+    configure_logging(options.source.redact)
     try:
         found = find(options)
         plan = plan_of(found.facts, options.engine, options.memory_bytes, found.adapters)
@@ -139,14 +141,13 @@ def _find_adapter(
     """The facts of an adapter, and the bytes that a fetch of it brings: none for a path."""
     if "://" not in place:
         return read_local_adapter(Path(place), model), 0
-    from quire_engine.fetch.remote import RemoteReader
+    from quire_engine.fetch.remote import open_reader
     from quire_engine.fetch.source import select_adapter
-    from quire_engine.fetch.sources import open_source
     from quire_engine.fetch.uri import parse_adapter_uri
 
     uri, revision = parse_adapter_uri(place)
     try:
-        with RemoteReader(open_source(uri, options), options) as reader:
+        with open_reader(uri, options) as reader:
             listing = reader.list_files(revision)
             files = {file.path: file for file in select_adapter(listing.files, uri)}
             config, weights = files[ADAPTER_CONFIG], files[ADAPTER_WEIGHTS]
@@ -160,13 +161,12 @@ def _find_adapter(
 
 def _find_remote(options: PlanOptions) -> FoundModel:
     # HTTP clients, half a second: only for models that are not here.
-    from quire_engine.fetch.remote import RemoteReader
+    from quire_engine.fetch.remote import open_reader
     from quire_engine.fetch.source import RemoteFile, index_of, select
-    from quire_engine.fetch.sources import open_source
     from quire_engine.fetch.uri import parse_uri
 
     uri, load_format = parse_uri(options.model), options.engine.load_format
-    with RemoteReader(open_source(uri, options.source), options.source) as reader:
+    with open_reader(uri, options.source) as reader:
         listing = reader.list_files(options.revision)
 
         def range_of(file: RemoteFile) -> ReadRange:
@@ -219,7 +219,8 @@ def _report(found: FoundModel, plan: MemoryPlan, options: PlanOptions) -> int:
             commit=found.commit,
             bytes_total=found.bytes_total,
             plan=_summary(plan),
-        )
+        ),
+        options.source.redact,
     )
     return error.exit_code
 
@@ -243,7 +244,7 @@ def _report_failure(error: Exception, options: PlanOptions) -> int:
         logger.error("unexpected failure", exc_info=error)
         known = FetchInternal(f"the plan broke: {type(error).__name__}: {error}")
     assert isinstance(known, EngineError)
-    report_fatal(known.reason, options.source.without_secrets(str(known)))
+    report_fatal(known.reason, str(known), options.source.redact)
     return known.exit_code
 
 

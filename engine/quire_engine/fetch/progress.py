@@ -10,8 +10,13 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from quire_engine.errors import FetchFailed
+from quire_engine.redaction import ADDRESSES_ONLY, Redactor
+
 Phase: TypeAlias = Literal["listing", "downloading", "verifying", "done", "failed"]
 RATE_SECONDS = 10.0  # the rate is that of the last ten seconds
+TROUBLE_SECONDS = 8.0
+"""Without a byte, after which a fetch says so: whoever asks is to hear of it within 15 s."""
 
 
 class ProgressReport(msgspec.Struct, frozen=True, rename="camel"):
@@ -24,28 +29,33 @@ class ProgressReport(msgspec.Struct, frozen=True, rename="camel"):
     eta_seconds: float | None  # None while there is no rate to tell it from
     commit: str
     note: str = ""  # what is being waited for, when something is
+    reason: str = ""  # as it would end, of trouble that lasts while it is tried again
 
 
 class Progress:
     """The counters. One thread writes, any thread reads."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, redact: Redactor = ADDRESSES_ONLY
+    ) -> None:
         self.phase: Phase = "listing"
         self.commit = ""
         self.note = ""
+        self.trouble: FetchFailed | None = None  # what an attempt failed of, until something comes
         self.bytes_total = 0
         self.bytes_done = 0
         self.bytes_fetched = 0  # over the network, in this run
         self.bytes_before = 0  # of what was brought before it in the same run
         self.fetched_before = 0
-        self._clock = clock
+        self._redact, self._clock = redact, clock
+        self._heard_at = clock()
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def received(self, num_bytes: int) -> None:
         """So many bytes came over the network."""
         self.bytes_done += num_bytes
         self.bytes_fetched += num_bytes
-        self.note = ""
+        self.renew()
         now = self._clock()
         if now - self._samples[-1][0] >= RATE_SECONDS / 50:
             self._samples.append((now, self.bytes_fetched))
@@ -59,11 +69,26 @@ class Progress:
         self.phase, self.commit = "listing", ""
         self.bytes_total = self.bytes_done = self.bytes_fetched = 0
         self._samples = deque([(self._clock(), 0)])
+        self.renew()
+
+    def renew(self) -> None:
+        """Nothing is wrong: something came, or has only just been asked for."""
+        self.trouble, self._heard_at = None, self._clock()
+
+    def _waits_for(self) -> tuple[str, str]:
+        """In words, and the reason of trouble that has lasted."""
+        trouble, is_long = self.trouble, self._clock() - self._heard_at >= TROUBLE_SECONDS
+        if trouble is not None:
+            return str(trouble), trouble.reason if is_long else ""
+        if is_long and not self.note and self.phase in ("listing", "downloading"):
+            return f"the source has sent nothing for {TROUBLE_SECONDS:g} s", ""
+        return self.note, ""
 
     def report(self) -> ProgressReport:
         rate = self._rate() if self.phase == "downloading" else 0.0
         left = self.bytes_total - self.bytes_done
         eta = round(left / rate, 1) if rate > 0 else (0.0 if self.phase == "done" else None)
+        note, reason = self._waits_for()
         return ProgressReport(
             self.phase,
             self.bytes_before + self.bytes_total,
@@ -71,7 +96,8 @@ class Progress:
             round(rate, 1),
             eta,
             self.commit,
-            self.note,
+            self._redact(note),
+            reason,
         )
 
     def _rate(self) -> float:

@@ -9,7 +9,6 @@ from quire_engine.errors import FetchFailed
 from quire_engine.fetch.errors import Stalled
 
 RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-SILENCES = 3  # in a row that make a stall
 LONGEST_RETRY_AFTER = 300.0  # above it, failing with the reason in status serves people better
 
 
@@ -57,19 +56,23 @@ class TryAgain(Exception):
 
 @dataclass
 class Patience:
-    """How often in a row something failed: of failures that are answers there may be many, of
-    silences few, as each of them takes its whole time."""
+    """What in a row is borne: so many failures, and without a byte `stall_seconds`, of which each
+    further wait takes up to `silence_seconds`. Times are in seconds, of any clock."""
 
     max_attempts: int
+    stall_seconds: float
+    silence_seconds: float
+    heard: float  # when the last byte came, or the first was asked for
     failures: int = 0
-    silences: int = 0
 
-    def is_spent(self, error: TryAgain) -> bool:
-        """Counts one more failure; whether it was the last that is borne."""
+    def is_spent(self, error: TryAgain, begin: float) -> bool:
+        """Counts one more failure; whether another attempt, at `begin`, would be too much."""
         self.failures += 1
-        self.silences = self.silences + 1 if error.silent else 0
-        return self.silences >= SILENCES or self.failures >= self.max_attempts
+        if not error.silent:
+            self.heard = begin  # an answer, if none to our liking; the pause may be its own wish
+        is_stalled = begin - self.heard + self.silence_seconds > self.stall_seconds
+        return self.failures >= self.max_attempts or (error.silent and is_stalled)
 
     def renew(self) -> None:
-        """Something came."""
-        self.failures = self.silences = 0
+        """Enough came for all to be well again."""
+        self.failures = 0

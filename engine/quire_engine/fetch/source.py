@@ -16,6 +16,9 @@ from quire_engine.shards import INDEX, choose_shards
 DigestAlgorithm: TypeAlias = Literal["sha256", "git-sha1", "version"]
 
 _SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
+MOST_BYTES = {"config.json": 4 * 1024**2, ADAPTER_CONFIG: 4 * 1024**2, INDEX: 32 * 1024**2}
+"""Of the files that are read into memory. Configs have kilobytes; the index of a model of 100,000
+tensors has 10 MB."""
 COMPANIONS = frozenset(
     {
         "config.json",
@@ -134,7 +137,8 @@ def _is_shard(path: str, uri: ModelUri) -> bool:
 def index_of(files: Sequence[RemoteFile], uri: ModelUri) -> RemoteFile | None:
     """The index whose content `select` must know; None where the weights have none.
 
-    Raises Corrupt for names that leave the folder: nothing of such a source is to be read.
+    Raises Corrupt for names that leave the folder and for files that are too long to be what they
+    are called: nothing of such a source is to be read.
     """
     for file in files:
         if not is_safe_path(file.path):
@@ -144,7 +148,17 @@ def index_of(files: Sequence[RemoteFile], uri: ModelUri) -> RemoteFile | None:
             )
     if uri.file is not None:
         return None
+    _require_short(files, uri)
     return next((file for file in files if file.path == INDEX), None)
+
+
+def _require_short(files: Sequence[RemoteFile], uri: ModelUri) -> None:
+    for file in files:
+        if file.size > MOST_BYTES.get(file.path, file.size):
+            raise Corrupt(
+                f"{file.path} of {uri.name} must have at most {MOST_BYTES[file.path]:,} bytes, got "
+                f"{file.size:,}; put the model's own in its place"
+            )
 
 
 def select(
@@ -167,8 +181,9 @@ def select(
 def select_adapter(files: Sequence[RemoteFile], uri: ModelUri) -> tuple[RemoteFile, ...]:
     """The files of a LoRA adapter: its config and its weights, and nothing else.
 
-    Raises UnsupportedSource where one of them is not there.
+    Raises UnsupportedSource where one of them is not there, Corrupt where its config is too long.
     """
+    _require_short(files, uri)
     by_path = {file.path: file for file in files}
     wanted = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     if all(path in by_path for path in wanted):

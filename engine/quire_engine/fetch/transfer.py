@@ -10,12 +10,13 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from quire_engine.fetch.errors import Corrupt
-from quire_engine.fetch.http_ranges import interrupted
+from quire_engine.fetch.http_ranges import interrupted, stalled
 from quire_engine.fetch.options import SourceOptions
 from quire_engine.fetch.parts import PartFile, default_part_bytes
 from quire_engine.fetch.progress import Progress
@@ -28,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 FLUSH_BYTES = 512 * 1024  # what a kill loses of a connection at most
 FLUSH_SECONDS = 0.25  # and on a slow line, what came since
-PROGRESS_BYTES = 64 * 1024  # a request that brings less has brought nothing: no drip keeps us
+# A request that brings less counts as a failure: a source that sends a byte and hangs up keeps
+# nobody for long. One that goes on, however slowly, is slow, and `Ready` says at what rate.
+PROGRESS_BYTES = 64 * 1024
 CONTENT_ATTEMPTS = 3  # downloads of a file whose digest is wrong
 
 
@@ -56,6 +59,7 @@ class Transfer:
         """Download and verify each file as folder/<digest key>. Raises FetchFailed or OSError."""
         self._waiting.extend((file, 1) for file in files)
         self._progress.phase = "downloading"
+        self._progress.renew()
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._options.connections):
@@ -111,37 +115,58 @@ class Transfer:
 
     async def _download(self, file: _FileTransfer, part: int) -> None:
         """Complete one part, through as many requests as that takes."""
-        patience = Patience(self._options.max_attempts)
+        options = self._options
+        patience = Patience(
+            options.max_attempts, options.stall_seconds, options.silence_seconds, time.monotonic()
+        )
         backoff = Backoff(self._options.backoff_seconds)
         while True:
             before = file.part_file.table.done[part]
             try:
-                await self._request(file, part)
+                await self._request(file, part, patience)
                 return
             except TryAgain as error:
                 if file.part_file.table.done[part] - before >= PROGRESS_BYTES:
                     patience.renew()
-                if patience.is_spent(error):
-                    raise error.failure from None
                 wait = error.retry_after
                 if wait is None:
-                    wait = backoff.seconds(patience.failures, random.random())  # noqa: S311
-                self._progress.note = str(error.failure)
+                    wait = backoff.seconds(patience.failures + 1, random.random())  # noqa: S311
+                if patience.is_spent(error, time.monotonic() + wait):
+                    raise error.failure from None
+                self._progress.trouble = error.failure
                 logger.warning("trying again seconds=%.1f cause=%s", wait, error.failure)
                 await asyncio.sleep(wait)
 
-    async def _request(self, file: _FileTransfer, part: int) -> None:
-        """One request for what the part still lacks. TryAgain when it did not bring all of it."""
+    async def _request(self, file: _FileTransfer, part: int, patience: Patience) -> None:
+        """One request for what the part still lacks. TryAgain when it did not bring all of it, or
+        for `silence_seconds` nothing: one bound for every source, whatever its client waits for."""
         table = file.part_file.table
         start = part * table.part_bytes + table.done[part]
         stop = part * table.part_bytes + table.length(part)
-        async with self._open_span(file.remote, range(start, stop)) as chunks:
-            await self._receive(chunks, file.part_file, part, stop - start)
+        try:
+            async with asyncio.timeout(self._options.silence_seconds) as silence:
+                hear = partial(self._hear, silence, patience)
+                async with self._open_span(file.remote, range(start, stop)) as chunks:
+                    await self._receive(chunks, file.part_file, part, stop - start, hear)
+        except TimeoutError:
+            if not silence.expired():  # the volume's own
+                raise
+            raise TryAgain(stalled(file.remote.path, self._options)) from None
         if table.done[part] < table.length(part):
             raise TryAgain(interrupted(file.remote.path, "an early end"))
 
+    def _hear(self, silence: asyncio.Timeout, patience: Patience) -> None:
+        """Something came: a new wait begins."""
+        patience.heard = time.monotonic()
+        silence.reschedule(asyncio.get_running_loop().time() + self._options.silence_seconds)
+
     async def _receive(
-        self, chunks: AsyncIterator[bytes], part_file: PartFile, part: int, room: int
+        self,
+        chunks: AsyncIterator[bytes],
+        part_file: PartFile,
+        part: int,
+        room: int,
+        hear: Callable[[], None],
     ) -> None:
         """Stream the body into the part; what has come is kept, however it ends.
 
@@ -158,6 +183,7 @@ class Transfer:
                 if len(buffer) >= FLUSH_BYTES or now - flushed >= FLUSH_SECONDS:
                     part_file.write(part, buffer)
                     buffer, flushed = bytearray(), now
+                hear()  # after the write: a slow volume is no silence of the source
                 if room == 0:
                     break
         finally:

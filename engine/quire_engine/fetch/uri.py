@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Literal, TypeAlias
 
 from quire_engine.errors import ConfigError
+from quire_engine.redaction import MARK
 
 ObjectScheme: TypeAlias = Literal["s3", "gs", "az"]
 
@@ -76,8 +77,8 @@ def parse_uri(uri: str) -> ModelUri:
     if separator and scheme == "https":
         return _web(uri, rest)
     raise ConfigError(
-        f"a model to fetch must be {FORMS}, got {uri!r}; models on volumes (pvc://) are served in "
-        "place, and http:// is not fetched from: nothing would prove whose bytes they are"
+        f"a model to fetch must be {FORMS}, got {shown(uri)!r}; models on volumes (pvc://) are "
+        "served in place, and http:// is not fetched from: nothing would prove whose bytes they are"
     )
 
 
@@ -98,10 +99,12 @@ def _hub(uri: str, rest: str) -> HubUri:
     repo = "/".join(parts[:2])
     file = parts[2] if len(parts) == 3 else None
     if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise ConfigError(f"hf:// must be followed by org/name, got {uri!r}; take it from the hub")
+        raise ConfigError(
+            f"hf:// must be followed by org/name, got {shown(uri)!r}; take it from the hub"
+        )
     if file is not None and (not file.endswith(".gguf") or not is_safe_path(file)):
         raise ConfigError(
-            f"a file in an hf:// URI must be a .gguf file of the repository, got {uri!r}; "
+            f"a file in an hf:// URI must be a .gguf file of the repository, got {shown(uri)!r}; "
             f"leave it out for the safetensors of hf://{repo}"
         )
     return HubUri(repo, file)
@@ -113,7 +116,7 @@ def _object(uri: str, scheme: ObjectScheme, rest: str) -> ObjectUri:
     if not _BUCKET.fullmatch(bucket) or (path and not is_safe_path(path)):
         raise ConfigError(
             f"{scheme}:// must be followed by {'container' if scheme == 'az' else 'bucket'}/prefix,"
-            f" got {uri!r}; endpoint, region and keys come from model.credentialsSecret"
+            f" got {shown(uri)!r}; endpoint, region and keys come from model.credentialsSecret"
         )
     if not path.endswith(".gguf"):
         return ObjectUri(scheme, bucket, path)
@@ -126,22 +129,27 @@ def _web(uri: str, rest: str) -> WebUri:
     if not _HOST.fullmatch(host) or not is_safe_path(path) or "?" in path or "#" in path:
         raise ConfigError(
             "https:// must be followed by host/path, without user, query and fragment, got "
-            f"{_without_secrets(uri)!r}; put what opens it into model.credentialsSecret"
+            f"{shown(uri)!r}; put what opens it into model.credentialsSecret"
         )
     if path.endswith(".gguf"):
         return WebUri(uri, path.rpartition("/")[2])
     if path.endswith(".tar"):
         return WebUri(uri)
     raise ConfigError(
-        f"https:// must lead to a .gguf or a .tar file, got {uri!r}; pack the model's folder into "
-        "a .tar without compression, of which any part can be read"
+        f"https:// must lead to a .gguf or a .tar file, got {shown(uri)!r}; pack the model's "
+        "folder into a .tar without compression, of which any part can be read"
     )
 
 
-def _without_secrets(uri: str) -> str:
-    """What may be shown of a URI that should not carry user or query, but may."""
-    scheme, _, rest = re.split(r"[?#]", uri, maxsplit=1)[0].partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+def shown(uri: str) -> str:
+    """What may be shown of a URI that should carry no user and no query, but is not parsed yet: in
+    a password or a query may stand anything, an @ or a ? too."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        scheme, rest = "", uri
+    place, *more = re.split(r"[?#]", rest, maxsplit=1)
+    host = place.rpartition("@")[2]
+    return f"{scheme}{separator}{MARK if more and '@' in rest else host}"
 
 
 def is_safe_path(path: str) -> bool:

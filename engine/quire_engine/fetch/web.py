@@ -18,6 +18,7 @@ from quire_engine.fetch.http_ranges import (
     new_client,
     new_reader,
     read_span,
+    stalled,
     stream_span,
     version_of,
 )
@@ -70,6 +71,8 @@ class WebSource:
         try:
             with self._client().stream("GET", self._url, headers=self._one_byte()) as response:
                 return self._size_of(response), version_of(response)
+        except httpx2.ReadTimeout:
+            raise TryAgain(stalled(self._uri.url, self._options)) from None
         except httpx2.HTTPError as error:
             raise TryAgain(
                 SourceUnreachable(
@@ -121,7 +124,7 @@ class WebSource:
             yield lambda file, span: stream_span(client, file, span, self._auth, self._options)
 
     def read(self, file: RemoteFile, span: range) -> bytes:
-        return read_span(self._client(), file, span, self._auth)
+        return read_span(self._client(), file, span, self._auth, self._options)
 
     def close(self) -> None:
         if self._reader is not None:

@@ -87,6 +87,8 @@ class Faults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Send nothing more after that many bytes of a body, and keep the connection."""
     flip_byte_at: int | None = None
     """The byte at this offset of the file has one bit flipped."""
+    ignores_range: bool = False
+    """Answer with the whole file (200), whatever range was asked for."""
     length_delta: int = 0
     """Answer as if the file were that many bytes longer than the listing says."""
     listing: bool = False
@@ -229,6 +231,12 @@ class Mirror:
         headers = {} if faults.retry_after is None else {"Retry-After": f"{faults.retry_after:g}"}
         return web.json_response({"error": "a fault"}, status=faults.status or 500, headers=headers)
 
+    async def listing_fault(self) -> web.Response:
+        """As `status` says; without one nobody is answered before the next faults."""
+        if self.faults.status is None:
+            await self._changed.wait()
+        return self.status_fault()
+
     # ---- listings -------------------------------------------------------------------------------
 
     async def _info(self, request: web.Request) -> web.Response:
@@ -244,9 +252,7 @@ class Mirror:
         try:
             repo, commit = self._open(request)
             if self.strikes(repo, listing=True):
-                if self.faults.status is None:
-                    await self._changed.wait()
-                response = self.status_fault()
+                response = await self.listing_fault()
             else:
                 response = web.json_response(body(request, repo, commit))
         except HubError as error:
@@ -319,12 +325,14 @@ class Mirror:
             self.record(request, self.faults.status, 0)
             return self.status_fault()
         size = file.size + (self.faults.length_delta if faulty else 0)
-        span = requested_range(request, size)
+        ranged = not (faulty and self.faults.ignores_range)
+        span = requested_range(request, size) if ranged else range(size)
         if span is None:
             self.record(request, 416, 0)
             return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
         headers = {**headers, "Content-Length": str(len(span))}
-        status = 206 if len(span) < size or (store and "Range" in request.headers) else 200
+        whole = not ranged or not (store and "Range" in request.headers)
+        status = 200 if len(span) == size and whole else 206
         if status == 206:
             headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{size}"
         response = web.StreamResponse(status=status, headers=headers)

@@ -76,8 +76,8 @@ class ObjectRoutes:
         try:
             self._check(request)
             bucket = self._bucket(request)
-            if mirror.faults.status is not None and mirror.strikes(bucket, listing=True):
-                response = mirror.status_fault()
+            if mirror.strikes(bucket, listing=True):
+                response = await mirror.listing_fault()
             else:
                 response = self._listing(request, store, bucket)
         except StoreError as error:

@@ -143,5 +143,5 @@ def test_a_silent_source_is_stalled(fetch, mirror, served: Served) -> None:
 
 def test_one_silence_is_waited_out(fetch, mirror, served: Served) -> None:
     mirror.faults(Faults(path=SHARD, stall_after_bytes=1000, times=1))
-    assert fetch(source={"stall_seconds": 0.6}) == 0
+    assert fetch(source={"stall_seconds": 3.0}) == 0
     assert fetch.installed == served(REPO)

@@ -2,7 +2,9 @@
 
 import httpx2
 
+from quire_engine.fetch.errors import SourceUnreachable
 from quire_engine.fetch.progress import Progress, served
+from quire_engine.redaction import Redactor
 
 
 class Clock:
@@ -43,6 +45,33 @@ def test_a_stopped_source_has_no_rate_in_the_end() -> None:
     assert progress.report().bytes_per_second == 0
 
 
+def test_trouble_is_told_at_once_and_its_reason_when_it_lasts() -> None:
+    clock = Clock()
+    progress = Progress(clock, Redactor(["geheim"]))
+    clock.now += 2
+    progress.trouble = SourceUnreachable("s3://bucket answered geheim with HTTP 503")
+    told = progress.report()
+    assert (told.note, told.reason) == ("s3://bucket answered *** with HTTP 503", "")
+    clock.now += 6
+    assert progress.report().reason == "SourceUnreachable"
+    progress.received(1)
+    assert (progress.report().note, progress.report().reason) == ("", "")
+
+
+def test_silence_is_told_before_it_is_a_failure() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    clock.now += 7
+    assert progress.report().note == ""
+    clock.now += 1
+    assert (progress.report().note, progress.report().reason) == (
+        "the source has sent nothing for 8 s",
+        "",
+    )
+    progress.phase = "verifying"
+    assert progress.report().note == "", "nothing is asked of the source"
+
+
 def test_the_route() -> None:
     progress = Progress()
     progress.commit = "abc"
@@ -56,6 +85,7 @@ def test_the_route() -> None:
             "etaSeconds": None,
             "commit": "abc",
             "note": "",
+            "reason": "",
         }
         assert httpx2.get(f"http://127.0.0.1:{port}/").status_code == 404
 

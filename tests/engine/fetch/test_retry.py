@@ -10,7 +10,6 @@ from quire_engine.fetch.errors import SourceUnreachable
 from quire_engine.fetch.options import SourceOptions
 from quire_engine.fetch.retry import (
     LONGEST_RETRY_AFTER,
-    SILENCES,
     Backoff,
     Patience,
     TryAgain,
@@ -49,31 +48,56 @@ ANSWER = TryAgain(SourceUnreachable("HTTP 503"))
 SILENCE = TryAgain(SourceUnreachable("ConnectTimeout"), silent=True)
 
 
-def spent(patience: Patience, *errors: TryAgain) -> list[bool]:
-    return [patience.is_spent(error) for error in errors]
+def patience(max_attempts: int) -> Patience:
+    return Patience(max_attempts, stall_seconds=60.0, silence_seconds=19.0, heard=0.0)
+
+
+def spent(patience: Patience, *errors: tuple[float, TryAgain]) -> list[bool]:
+    return [patience.is_spent(error, begin) for begin, error in errors]
 
 
 def test_answers_are_borne_more_often_than_silences() -> None:
-    assert spent(Patience(8), *[ANSWER] * 8) == [False] * 7 + [True]
-    assert spent(Patience(8), *[SILENCE] * 3) == [False, False, True]
+    assert spent(patience(8), *[(i, ANSWER) for i in range(8)]) == [False] * 7 + [True]
+    silences = [(20.0 * i, SILENCE) for i in (1, 2, 3)]
+    assert spent(patience(8), *silences) == [False, False, True]
 
 
 def test_an_answer_ends_a_row_of_silences_but_counts_itself() -> None:
-    assert spent(Patience(5), SILENCE, SILENCE, ANSWER, SILENCE, SILENCE) == [False] * 4 + [True]
+    row = [(19, SILENCE), (39, SILENCE), (40, ANSWER), (60, SILENCE), (80, SILENCE)]
+    assert spent(patience(5), *row) == [False] * 4 + [True]
+    assert spent(patience(8), *row, (100, SILENCE)) == [False] * 5 + [True]
 
 
 def test_what_came_renews_patience() -> None:
-    patience = Patience(2)
-    assert spent(patience, ANSWER) == [False]
-    patience.renew()
-    assert spent(patience, ANSWER, ANSWER) == [False, True]
+    one = patience(2)
+    assert spent(one, (1, ANSWER)) == [False]
+    one.renew()
+    assert spent(one, (2, ANSWER), (3, ANSWER)) == [False, True]
 
 
-def test_a_stall_is_told_within_a_minute() -> None:
-    """Three silences and the waits between them, of the listing and of a part."""
+def test_a_byte_begins_the_minute_anew() -> None:
+    one = patience(8)
+    assert spent(one, (19, SILENCE), (39, SILENCE)) == [False, False]
+    one.heard = 45.0
+    assert spent(one, (64, SILENCE), (84, SILENCE), (104, SILENCE)) == [False, False, True]
+
+
+@given(st.lists(st.floats(0.01, 1.0), min_size=100, max_size=100))
+def test_a_stall_is_told_within_a_minute(shares: list[float]) -> None:
+    """Whatever share of its time each wait takes: for a connection, a listing or a part."""
     source = SourceOptions()
-    backoff = Backoff(source.backoff_seconds)
-    waits = sum(backoff.seconds(failures, 0.0) for failures in range(1, SILENCES))
-    listing = source.stall_seconds / (SILENCES + 1)
-    part = source.stall_seconds * 0.95 / SILENCES
-    assert SILENCES * max(listing, part) + waits <= 60.0
+    one = Patience(100, source.stall_seconds, source.silence_seconds, heard=0.0)
+    now, backoff = 0.0, Backoff(source.backoff_seconds)
+    for failures, share in enumerate(shares, 1):
+        now += share * source.silence_seconds
+        pause = backoff.seconds(failures, 0.0)
+        if one.is_spent(SILENCE, now + pause):
+            break
+        now += pause
+    assert now <= source.stall_seconds
+
+
+def test_three_whole_silences_fit_into_a_stall() -> None:
+    source = SourceOptions()
+    one = Patience(8, source.stall_seconds, source.silence_seconds, heard=0.0)
+    assert spent(one, (19.5, SILENCE), (39.5, SILENCE), (60.5, SILENCE)) == [False, False, True]

@@ -82,6 +82,18 @@ def test_a_split_gguf_is_refused() -> None:
         select(listed("a-00001-of-00002.gguf"), HubUri("org/name", "a-00001-of-00002.gguf"))
 
 
+@pytest.mark.parametrize(
+    ("path", "most"), [("config.json", 4 << 20), ("model.safetensors.index.json", 32 << 20)]
+)
+def test_files_that_are_read_into_memory_have_a_bound(path: str, most: int) -> None:
+    files = listed("model.safetensors", path)
+    files[1] = RemoteFile(path, most, files[1].digest)
+    index_of(files, REPO)
+    files[1] = RemoteFile(path, most + 1, files[1].digest)
+    with pytest.raises(Corrupt, match=rf"{path} of hf://org/name must have at most {most:,} bytes"):
+        index_of(files, REPO)
+
+
 def test_hostile_names_are_refused() -> None:
     with pytest.raises(Corrupt, match="inside"):
         index_of(listed("config.json", "model.safetensors", "../x"), REPO)
