@@ -85,6 +85,9 @@ def _failure(case: Case) -> tuple[str, str] | None:
         return None
     if case.plans:
         return case.plan.fit.failure
+    progress = case.seen.progress
+    if progress is not None and progress.reason:
+        return progress.reason, f"{progress.note} (this attempt goes on trying)"
     if not case.fetches:
         return _init_failure(case)
     failure = case.fetch.failure

@@ -46,11 +46,13 @@ class Progress:
     commit: str | None
     note: str = ""
     """What the fetch waits for: a source that answers badly, another fetch on the volume."""
+    reason: str = ""
+    """As it would end, of trouble that has lasted for seconds while it is tried again."""
 
     @property
     def moves(self) -> bool:
         """It knows how much there is to fetch, and how fast it comes."""
-        return bool(self.bytes_total) and self.bytes_per_second > 0
+        return bool(self.bytes_total) and self.bytes_per_second > 0 and not self.reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ class _Answer(Struct, rename="camel"):
     eta_seconds: float | None = None
     commit: str | None = None
     note: str = ""
+    reason: str = ""
 
 
 def parse_progress(page: bytes) -> Progress | None:
@@ -39,6 +40,7 @@ def parse_progress(page: bytes) -> Progress | None:
         eta_seconds=answer.eta_seconds,
         commit=answer.commit,
         note=answer.note,
+        reason=answer.reason,
     )
 
 

@@ -1,5 +1,7 @@
 """What is asked for about services in trouble: enough, bounded, and never a reason to fail."""
 
+from dataclasses import replace
+
 import pytest
 
 from quire_operator import inquiry
@@ -111,6 +113,32 @@ async def test_a_failure_is_over_once_the_next_attempts_bytes_come(rig: Rig, cha
         eta_seconds=5.0,
         commit="c0ffee",
     )
+    await rig.wake(chat)
+    assert rig.condition(chat).reason == "Fetching"
+
+
+async def test_trouble_is_told_while_the_fetch_still_tries(rig: Rig, chat: Key) -> None:
+    """By the reason that the fetch would end with; Fetching again once bytes come."""
+    pod = await second_attempt(rig, chat)
+    pod["status"]["podIP"] = IP
+    rig.cluster.put(pod)
+    troubled = Progress(
+        phase="downloading",
+        bytes_total=100,
+        bytes_done=50,
+        bytes_per_second=1.0,  # of the last ten seconds
+        eta_seconds=None,
+        commit="c0ffee",
+        note="model.safetensors must be served, got HTTP 503 again and again",
+        reason="SourceUnreachable",
+    )
+    rig.progress.answers[IP] = troubled
+    await rig.wake(chat)
+    told = rig.condition(chat)
+    assert told.reason == "SourceUnreachable"
+    assert "HTTP 503" in told.message
+    assert "goes on trying" in told.message
+    rig.progress.answers[IP] = replace(troubled, note="", reason="")
     await rig.wake(chat)
     assert rig.condition(chat).reason == "Fetching"
 
