@@ -73,7 +73,7 @@ _FETCH = (
     Entry(
         "SourceUnreachable",
         "fetch",
-        "No connection, or server errors, through all attempts of a fetch.",
+        "No connection, or server errors, for 10 s and more.",
         "Look at the way from the pod to the source: DNS, proxy, NetworkPolicy, the source itself.",
         failed_as("SourceUnreachable"),
     ),
@@ -87,7 +87,7 @@ _FETCH = (
     Entry(
         "Stalled",
         "fetch",
-        "The source keeps the connection and sends no byte for 60 s.",
+        "The source keeps the connection and sends nothing: for 10 s in a plan, 19 s in a fetch.",
         "Look at the source and what lies between; the next attempt goes on where this one ended.",
         failed_as("Stalled"),
     ),

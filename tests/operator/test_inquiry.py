@@ -139,6 +139,7 @@ async def test_trouble_is_told_while_the_fetch_still_tries(rig: Rig, chat: Key) 
     assert "HTTP 503" in told.message
     assert "goes on trying" in told.message
     rig.progress.answers[IP] = replace(troubled, note="", reason="")
+    rig.cluster.now += 5
     await rig.wake(chat)
     assert rig.condition(chat).reason == "Fetching"
 

@@ -41,8 +41,8 @@ NOT_PROVOKED = {
     "Evicted": "the kubelet measures volumes once a minute, and a node has no memory to waste",
     "InvalidSpec": "the API server refuses such a spec; only an older CRD would let it in",
     "NodeLost": "the test cluster has one node, on which everything else runs",
-    "SourceUnreachable": "the fetch itself tries for a minute before, told as Fetching",
-    "Stalled": "60 s of silence by definition; tests/engine/fetch shortens them",
+    "SourceUnreachable": "tests/engine/fetch has its causes, test_inquiry.py what is told of them",
+    "Stalled": "tests/engine/fetch has its causes, test_inquiry.py what is told of them",
 }
 """Why no end-to-end test does; what the rules find: test_conditions.py, test_pod_conditions.py."""
 

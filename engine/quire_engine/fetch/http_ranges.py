@@ -21,7 +21,6 @@ from quire_engine.fetch.options import SourceOptions
 from quire_engine.fetch.retry import RETRYABLE_STATUSES, TryAgain, retry_after_seconds
 from quire_engine.fetch.source import RemoteFile
 
-CONNECT_SECONDS = 10.0
 MOST_ANSWER_BYTES = 64 * 1024**2  # of a listing, or of what comes with a refusal
 DRIP_BYTES = 64 * 1024  # an answer for headers or a listing that brings less in its time is silent
 
@@ -69,8 +68,7 @@ def new_reader(options: SourceOptions) -> httpx2.Client:
 
 def client_timeout(options: SourceOptions) -> httpx2.Timeout:
     """As patient as `options` says, for a connection and for each byte."""
-    read = options.silence_seconds
-    return httpx2.Timeout(read, connect=min(CONNECT_SECONDS, read), pool=None)
+    return httpx2.Timeout(options.silence_seconds, connect=options.connect_seconds, pool=None)
 
 
 class _BoundedStream(httpx2.SyncByteStream):

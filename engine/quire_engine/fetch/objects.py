@@ -23,7 +23,6 @@ from quire_engine.fetch.errors import (
     SourceUnreachable,
 )
 from quire_engine.fetch.http_ranges import (
-    CONNECT_SECONDS,
     at_a_pace,
     first_bytes,
     gone,
@@ -184,7 +183,7 @@ class ObjectSource:
         endpoint = self._options.storage.get(_ENDPOINTS[self._uri.scheme], "")
         options: ClientConfig = {
             "allow_http": endpoint.startswith("http://"),  # whoever wrote that meant it
-            "connect_timeout": f"{CONNECT_SECONDS:g}s",
+            "connect_timeout": f"{self._options.connect_seconds * 1000:.0f}ms",
             "read_timeout": f"{self._options.silence_seconds * 1000:.0f}ms",
             "timeout": "1d",  # of a whole part: slow is not stalled
         }
@@ -219,7 +218,8 @@ class ObjectSource:
         if status:
             failure = SourceUnreachable(f"{where} must be served, got {said} again and again")
             return TryAgain(failure) if int(status) in RETRYABLE_STATUSES else failure
-        if "kind: Timeout" in text:
+        is_late, is_unconnected = "kind: Timeout" in text, "ConnectError" in text
+        if is_late and not is_unconnected:
             return TryAgain(stalled(what, self._options))
         if "Body" in text:
             return TryAgain(interrupted(what, "a cut connection"))
@@ -228,7 +228,8 @@ class ObjectSource:
                 f"{where} must answer, got {text.splitlines()[0][:200]!r}; check "
                 f"{_ENDPOINTS[self._uri.scheme]}, the proxy variables, the CA bundle and the "
                 "network policy"
-            )
+            ),
+            silent=is_late,
         )
 
     def _place(self) -> str:

@@ -14,6 +14,7 @@ from quire_engine.fetch.uri import is_safe_path
 from quire_engine.redaction import Redactor, secrets_in_address
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+CONNECT_SECONDS = 10.0
 _SECRET_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -113,6 +114,12 @@ class SourceOptions:
         """How long one wait may bring nothing, wherever it is for a byte: in a listing, a header or
         a part of a file. The pauses between the waits take the rest of stall_seconds."""
         return self.stall_seconds * 0.95 / self.silences
+
+    @property
+    def connect_seconds(self) -> float:
+        """How long a connection may take; less than a byte may, so that it is told as what it is.
+        Ten seconds bear three SYNs that are lost."""
+        return min(CONNECT_SECONDS, self.silence_seconds * 0.6)
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ For each: the right reason, no byte fetched twice, nothing wrong installed, and 
 one kind alone does stands in test_job_source.py, test_objects.py and test_web.py.
 """
 
+import contextlib
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -205,6 +207,38 @@ def test_silence_in_a_header_ends_a_plan_in_one_wait(place: Place) -> None:
     with pytest.raises(Stalled):
         plan(place, stall_seconds=1.0)
     assert 0.9 < time.monotonic() - begin < 1.0 + 1.5
+
+
+@pytest.fixture
+def deaf() -> Iterator[int]:
+    """A port whose connections are never accepted: its queue is full, and the kernel drops SYNs."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("kind", ["hf", "s3", "gs", "az", "https"])
+def test_no_connection_is_no_stall(fetch, deaf: int, kind: str) -> None:
+    url = f"http://127.0.0.1:{deaf}"
+    account = {"AZURE_STORAGE_ACCOUNT_NAME": "account"}
+    options: dict[str, dict[str, Any]] = {
+        "hf": {"endpoint": url},
+        "s3": {"storage": {"AWS_ENDPOINT_URL": url}},
+        "gs": {"storage": {"GOOGLE_BASE_URL": url}},
+        "az": {"storage": {"AZURE_STORAGE_ENDPOINT": url} | account},
+        "https": {},
+    }
+    uri = f"https://127.0.0.1:{deaf}/m.tar" if kind == "https" else f"{kind}://org/tiny"
+    begin = time.monotonic()
+    assert fetch(uri, source=options[kind] | {"stall_seconds": 1.5}) == 10
+    assert fetch.message["reason"] == "SourceUnreachable"
+    assert time.monotonic() - begin < 1.5 + 1.5
 
 
 # ---- refusals -----------------------------------------------------------------------------------
