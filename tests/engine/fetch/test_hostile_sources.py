@@ -104,7 +104,8 @@ def bring(fetch, place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     monkeypatch.setattr(job, "SMALL_BYTES", 10_000)  # the weights come after the other files
 
     def run(**source: Any) -> int:
-        return int(fetch(place.uri, source=place.options | source))
+        # One connection: see test_web.py on those that are cancelled while they are being made.
+        return int(fetch(place.uri, source=place.options | {"connections": 1} | source))
 
     return run
 
@@ -150,7 +151,7 @@ def test_cut_connections_are_gone_on_with_and_no_byte_comes_twice(
     bring, fetch, place: Place, served: Served, strike
 ) -> None:
     strike(Faults(cut_after_bytes=70_000))
-    assert bring(connections=1, max_attempts=100) == 0
+    assert bring(max_attempts=100) == 0
     assert fetch.installed == served("org/tiny")
     total = sum(len(content) for content in served("org/tiny").values())
     assert fetch.message["bytesFetched"] == total
@@ -161,7 +162,7 @@ def test_a_fetch_that_was_cut_off_is_finished_by_the_next_and_no_byte_comes_twic
     bring, fetch, place: Place, served: Served, strike
 ) -> None:
     strike(Faults(cut_after_bytes=70_000))
-    assert bring(connections=1, max_attempts=1) == 10
+    assert bring(max_attempts=1) == 10
     assert fetch.message["reason"] == "SourceUnreachable"
     assert not (fetch.volume / "manifest.json").exists()
     staged = fetch.staged_bytes
@@ -175,7 +176,7 @@ def test_a_fetch_that_was_cut_off_is_finished_by_the_next_and_no_byte_comes_twic
 def test_a_slow_line_is_waited_for(bring, fetch, place: Place, served: Served) -> None:
     total = sum(len(content) for content in served("org/tiny").values())
     place.server.faults(Faults(bytes_per_second=total))
-    assert bring(stall_seconds=3.0, connections=2) == 0
+    assert bring(stall_seconds=3.0) == 0
     assert fetch.installed == served("org/tiny")
 
 
@@ -185,7 +186,7 @@ def test_a_slow_line_is_waited_for(bring, fetch, place: Place, served: Served) -
 def test_silence_in_a_file_is_a_stall_told_in_time(bring, fetch, place: Place, strike) -> None:
     begins: list[float] = []
     strike(Faults(stall_after_bytes=1000), lambda: begins.append(time.monotonic()))
-    assert bring(stall_seconds=1.5, connections=1) == 10
+    assert bring(stall_seconds=1.5) == 10
     assert fetch.message["reason"] == "Stalled"
     assert 0.9 < time.monotonic() - begins[0] < 1.5 + 1.0
 
@@ -309,7 +310,7 @@ def test_a_file_that_was_gone_for_a_moment_is_listed_anew(
     if place.has_digests:
         pytest.skip("files of a commit do not go")
     strike(Faults(status=404, times=1))
-    assert bring(connections=1) == 0
+    assert bring() == 0
     assert fetch.installed == served("org/tiny")
 
 

@@ -115,7 +115,7 @@ def test_every_flag_that_a_pod_gets_is_taken(plan: Plan, tmp_path: Path) -> None
 def test_a_source_fails_as_it_fails_a_fetch(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: Faults, reason: str
 ) -> None:
-    monkeypatch.setattr("quire_engine.fetch.remote.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("quire_engine.fetch.remote.PATIENCE_SECONDS", 0.5)
     write_tiny_model(tmp_path / "hub/org/tiny")
     with running_mirror(tmp_path / "hub") as mirror:
         monkeypatch.setenv("HF_ENDPOINT", mirror.url)
