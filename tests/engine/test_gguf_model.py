@@ -13,6 +13,7 @@ from quire_engine.fetch.plan_command import find, plan_of
 from quire_engine.loader import load_model
 from quire_engine.models.decoder import LayerWeights
 from quire_engine.start import start_engine
+from quire_kernels.ops.linear import packed
 
 CPU = torch.device("cpu")
 _GGUF_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen2-tied": "qwen2", "qwen3": "qwen3"}
@@ -95,6 +96,16 @@ def test_bf16_weights_are_the_same_from_both_formats(family, write_gguf, tiny_mo
 def test_quantized_weights_become_bfloat16(write_gguf):
     model = load(write_gguf("qwen3", "Q8_0"))
     assert model.weight_dtype == "bfloat16"
+
+
+def test_small_pieces_of_a_gguf_give_the_same_weights(write_gguf, monkeypatch):
+    """llama's query and key, whose rows stand in another order in the file."""
+    path = write_gguf("llama", "Q8_0")
+    whole = load(path).decoder.weights.layers
+    monkeypatch.setattr(packed, "VALUES_AT_ONCE", 16 * 96)
+    for left, right in zip(whole, load(path).decoder.weights.layers, strict=True):
+        assert torch.equal(left.qkv.data, right.qkv.data)
+        assert torch.equal(left.down.data, right.down.data)
 
 
 def test_dummy_weights_take_the_shapes_of_a_gguf_and_nothing_else(write_gguf):

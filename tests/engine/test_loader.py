@@ -10,6 +10,7 @@ from quire_engine.fetch.headers import read_local
 from quire_engine.loader import load_model
 from quire_engine.models.decoder import LayerWeights
 from quire_engine.weight_facts import weight_bytes
+from quire_kernels.ops.linear import packed
 
 CPU = torch.device("cpu")
 
@@ -40,6 +41,18 @@ def test_sharded_and_single_files_give_the_same_weights(tiny_model):
     assert (sharded / "model.safetensors.index.json").exists()
     for left, right in zip(matrices(load(single)), matrices(load(sharded)), strict=True):
         assert torch.equal(left, right)
+
+
+def test_small_pieces_give_the_same_weights(tiny_model, monkeypatch):
+    """Pieces that end within a matrix of several, and a float32 that bfloat16 holds at first."""
+    for dtype in (torch.bfloat16, torch.float32):
+        folder = tiny_model("llama-untied-bias", dtype)
+        whole = matrices(load(folder))
+        with monkeypatch.context() as small:
+            small.setattr(packed, "VALUES_AT_ONCE", 48 * 96)
+            pieces = matrices(load(folder))
+        for left, right in zip(whole, pieces, strict=True):
+            assert torch.equal(left, right)
 
 
 def test_a_tied_head_is_the_embedding_itself(tiny_model):

@@ -3,9 +3,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quire_kernels import KernelInputError
+from quire_kernels import KernelInputError, Quantization, WeightRows
 from quire_kernels.backends import Backend, cpp_backend, torch_backend
 from quire_kernels.library import available_isas
+from quire_kernels.ops.linear import packed as packed_linear
 
 SHAPES = [(1, 1, 1), (1, 960, 576), (2, 33, 5), (5, 16, 1), (7, 17, 100), (13, 100, 2500)]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -147,6 +148,32 @@ def test_bad_bias_and_out_are_named(compiled: Backend) -> None:
         compiled.linear(x, packed, None, torch.zeros(2, 21))
     with pytest.raises(KernelInputError, match="weight must be"):
         compiled.pack_linear(torch.zeros(3, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_weight_that_is_read_by_rows_gives_the_same_bits(
+    cpu_backend: Backend,
+    dtype: torch.dtype,
+    quantization: Quantization | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """48 rows at a time, the last piece shorter and its panel not full."""
+    weight = torch.randn(150, 70).to(dtype)
+    weight[:100] = weight[:100].bfloat16().to(dtype)  # float32 looks like bfloat16 at first
+    whole = cpu_backend.pack_linear(weight, quantization)
+    monkeypatch.setattr(packed_linear, "VALUES_AT_ONCE", 48 * 70)
+    spans = []
+
+    def read(begin: int, end: int) -> torch.Tensor:
+        spans.append((begin, end))
+        return weight[begin:end]
+
+    rows = WeightRows((150, 70), dtype, weight.device, read)
+    packed = cpu_backend.pack_linear(rows, quantization)
+    assert (packed.format, packed.nbytes) == (whole.format, whole.nbytes)
+    assert torch.equal(packed.data, whole.data)
+    assert set(spans) == {(0, 48), (48, 96), (96, 144), (144, 150)}
 
 
 def test_reference_runs_in_the_activations_dtype() -> None:

@@ -1,6 +1,8 @@
 """Config and tensor directory of a model, from kilobytes of it."""
 
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -143,6 +145,21 @@ def test_of_a_file_that_is_no_gguf_the_beginning_is_read(tmp_path: Path) -> None
         with pytest.raises(ModelCorrupt, match=r"must begin with b'GGUF', got b'PK.*name another"):
             find(PlanOptions("hf://org/tiny/m.gguf", ENGINE, source=source))
         assert sum(entry.bytes for entry in mirror.downloads(".gguf")) <= gguf_header.FIRST_READ
+
+
+def test_a_gguf_is_planned_without_numpy(tmp_path: Path) -> None:
+    """Importing it takes as long as all the rest of such a plan."""
+    write_gguf(tmp_path / "m.gguf", GGUF_MODEL)
+    code = f"""if True:
+        import sys
+        from pathlib import Path
+        from quire_engine import cli
+        from quire_engine.fetch.headers import read_local
+
+        read_local(Path({str(tmp_path / "m.gguf")!r}))
+        sys.exit("numpy" in sys.modules)
+    """
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_gguf_that_does_not_tell_its_shapes_is_unsupported(tmp_path: Path) -> None:
