@@ -105,6 +105,15 @@ def make_adapter(tmp_path):
     return make_adapter
 
 
+@pytest.fixture(scope="session")
+def smollm():
+    """Where the real model lies (`quire_cluster.model.ModelPaths`): made if it is not there, and
+    hashed once."""
+    from quire_cluster.model import prepare_model
+
+    return prepare_model()
+
+
 RECEIVE_MS = 60_000  # a core that imports torch on a busy machine
 
 

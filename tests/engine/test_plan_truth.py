@@ -61,17 +61,14 @@ PRECISIONS = {
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(smollm, tmp_path_factory):
     """The real model, its weights stored in a format."""
-    from quire_cluster.model import prepare_model
-
-    paths = prepare_model()
-    original = paths.safetensors
+    original = smollm.safetensors
     folder = tmp_path_factory.mktemp("fp32")
 
     def checkpoint(dtype: torch.dtype | None) -> Path:
         if dtype is None:
-            return paths.gguf
+            return smollm.gguf
         if dtype is torch.bfloat16:
             return original
         if not (folder / "model.safetensors").exists():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from quire_cluster.hub import Faults, running_mirror
+from quire_cluster.model import GGUF_NAME, NAME, ORGANIZATION, ModelPaths
 from quire_cluster.tiny_models import TinyModel, write_tiny_model
 from quire_engine import gguf_header
 from quire_engine.config import EngineConfig
@@ -174,17 +175,14 @@ def test_a_gguf_that_does_not_tell_its_shapes_is_unsupported(tmp_path: Path) -> 
 
 
 @pytest.mark.model
-def test_the_real_model_as_safetensors_and_as_gguf() -> None:
-    from quire_cluster.model import GGUF_NAME, NAME, ORGANIZATION, prepare_model
-
-    paths = prepare_model()
+def test_the_real_model_as_safetensors_and_as_gguf(smollm: ModelPaths) -> None:
     begin = time.monotonic()
-    local = read_local(paths.safetensors)
+    local = read_local(smollm.safetensors)
     assert time.monotonic() - begin < 1
     assert (local.weights.parameters, local.weights.dtype) == (134_515_008, "bfloat16")
-    gguf = read_local(paths.gguf)
+    gguf = read_local(smollm.gguf)
     assert gguf.weights.parameters == local.weights.parameters
-    with running_mirror(paths.hub) as mirror:
+    with running_mirror(smollm.hub) as mirror:
         source = SourceOptions(endpoint=mirror.url)
         uri = f"hf://{ORGANIZATION}/{NAME}-GGUF/{GGUF_NAME}"
         assert find(PlanOptions(uri, ENGINE, source=source)).facts == gguf

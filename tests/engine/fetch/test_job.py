@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from quire_cluster.hub import Faults, running_mirror
+from quire_cluster.model import GGUF_NAME, NAME, ORGANIZATION, ModelPaths
 from quire_engine.fetch import FetchOptions, SourceOptions, job, run_fetch
 from quire_engine.fetch.manifest import check_model
 
@@ -99,12 +100,9 @@ def test_a_missing_gguf_file_names_those_that_are_there(fetch) -> None:
 
 
 @pytest.mark.model
-def test_one_gguf_file(fetch, tmp_path: Path) -> None:
-    from quire_cluster.model import GGUF_NAME, NAME, ORGANIZATION, prepare_model
-
-    paths = prepare_model()
+def test_one_gguf_file(fetch, smollm: ModelPaths, tmp_path: Path) -> None:
     uri = f"hf://{ORGANIZATION}/{NAME}-GGUF/{GGUF_NAME}"
-    with running_mirror(paths.hub) as mirror:
+    with running_mirror(smollm.hub) as mirror:
         options = FetchOptions(
             uri=uri, directory=fetch.volume, source=SourceOptions(endpoint=mirror.url)
         )

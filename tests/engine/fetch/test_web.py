@@ -13,6 +13,7 @@ import pytest
 import trustme
 
 from quire_cluster.hub import Faults, RunningMirror, running_mirror
+from quire_cluster.model import GGUF_NAME, NAME, ORGANIZATION, ModelPaths
 from quire_engine.config import EngineConfig
 from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions
 from quire_engine.fetch.errors import SourceUnreachable
@@ -245,12 +246,10 @@ def test_a_date_will_do_for_a_version(bring, server) -> None:
 
 
 @pytest.mark.model
-def test_one_gguf_file(fetch, authority: trustme.CA, pem: str) -> None:
-    from quire_cluster.model import GGUF_NAME, NAME, ORGANIZATION, prepare_model
-
+def test_one_gguf_file(fetch, smollm: ModelPaths, authority: trustme.CA, pem: str) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    with running_mirror(prepare_model().hub, tls=context) as server:
+    with running_mirror(smollm.hub, tls=context) as server:
         uri = f"{server.url}/web/{ORGANIZATION}/{NAME}-GGUF/{GGUF_NAME}"
         source = {"ca_pem": pem, "part_bytes": None}
         options = PlanOptions(uri, EngineConfig(model="m"), source=SourceOptions(ca_pem=pem))
