@@ -52,6 +52,7 @@ KEYS = {
 }
 _PREFIXES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "GOOGLE_BASE_URL", "az": "AZURE_STORAGE_ENDPOINT"}
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 _LOGINS = {
     "s3": (
         "AWS_ACCESS_KEY_ID",
@@ -94,8 +95,10 @@ class ObjectSource:
         found = (meta for meta in listed["objects"] if meta["path"] != self._uri.prefix)
         files = [self._remote_file(meta) for meta in found]
         if not files:
+            archive = "an archive" if self._uri.prefix.endswith(_ARCHIVES) else "none"
             raise SourceNotFound(
-                f"{self._uri.name} must hold a model's files, got none; correct model.uri"
+                f"{self._uri.name} must hold a model's files one by one, got {archive}; correct "
+                "model.uri"
             )
         return listing_of(files, self._uri, revision)
 

@@ -319,6 +319,13 @@ def test_a_flipped_byte_on_the_volume_is_fetched_anew(
     assert {entry.path.rpartition("/")[2] for entry in mirror.downloads()} == {SHARD}
 
 
+@pytest.mark.parametrize("name", ["model.tar", "model.tar.gz", "model.zip"])
+def test_an_archive_in_a_bucket_is_refused_as_one(bring, store: Store, fetch, name: str) -> None:
+    assert bring(f"{store.scheme}://org/{name}") == 10
+    assert fetch.message["reason"] == "SourceNotFound"
+    assert "one by one, got an archive" in fetch.message["message"]
+
+
 def test_an_account_is_demanded_for_azure(fetch) -> None:
     assert fetch("az://org/tiny") == 2
     assert "AZURE_STORAGE_ACCOUNT_NAME" in fetch.message["message"]
