@@ -13,6 +13,7 @@ import pytest
 from quire_cluster import installation, kube, serving, sparse_models
 from quire_cluster.faults import AuditLog, Hub, SmallVolumes
 from quire_cluster.layout import Layout
+from quire_cluster.place import Place
 from quire_cluster.settings import read_settings
 
 
@@ -38,6 +39,13 @@ def quire(hub: Hub) -> Iterator[None]:
 def namespace(quire: None) -> Iterator[str]:
     with serving.fresh_namespace("e2e") as name:
         yield name
+
+
+@pytest.fixture
+def place(namespace: str, hub: Hub) -> Iterator[Place]:
+    """The test's namespace, as tests of reasons look at it; the mirror is well afterwards."""
+    yield Place(namespace)
+    hub.faults()
 
 
 @pytest.fixture(scope="module")

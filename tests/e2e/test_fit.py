@@ -1,11 +1,15 @@
 """A model that does not fit is refused before a byte of its weights is fetched or a GPU taken."""
 
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from quire_cluster import kube, serving
+from quire_cluster import faults, kube, serving
 from quire_cluster.faults import Hub
+from quire_cluster.place import FOUND_SECONDS, Place
 
 pytestmark = pytest.mark.e2e
 
@@ -107,11 +111,23 @@ def test_a_flag_that_the_engine_has_not_is_told_before_a_byte_is_fetched(
     kube.wait_ready(namespace, "chat")
 
 
-def test_a_plan_that_takes_its_time_says_so(namespace: str, hub: Hub) -> None:
+def _screen(namespace: str) -> str:
+    """What `kubectl quire status` shows of chat."""
+    command = ["kubectl", "quire", "status", "chat", "-n", namespace]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_plan_that_takes_its_time_says_so_and_one_that_is_killed(
+    namespace: str, place: Place, hub: Hub
+) -> None:
     hub.faults(path="config.json", stall_after_bytes=0)
-    try:
-        kube.apply(serving.manifest(), namespace)
-        kube.wait_reason(namespace, "chat", "Planning", REASON_SECONDS)
-    finally:
-        hub.faults()
+    place.apply("chat")
+    place.found("chat", "Planning")
+    pod = place.job_pod("plan")
+    assert f"pod {pod['metadata']['name']} Planning" in " ".join(_screen(namespace).split())
+    kube.wait_until(lambda: faults.has_process(pod), FOUND_SECONDS, "its process")
+    os.kill(faults.first_process(pod), signal.SIGKILL)
+    assert "the plan was killed" in place.found("chat", "Interrupted")
+    hub.faults()
+    place.cleared("chat", "Interrupted")
     kube.wait_ready(namespace, "chat")

@@ -1,128 +1,25 @@
 """`Ready` never lies: each reason of operator/docs/reasons.md, by a real cause, and its end.
 
-Others are provoked where their matter is tested (test_fetch.py, test_fit.py...); that none is
-forgotten, tests/operator/test_reasons.py holds. One namespace, whose model is there already, serves
-them all: what is provoked here shows within seconds.
+Others are provoked where their matter is tested (test_reasons_fetch.py, test_fit.py...); that none
+is forgotten, tests/operator/test_reasons.py holds. One namespace, whose model is there already,
+serves them all: what is provoked here shows within seconds.
 """
 
 import json
 import os
-import shutil
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 from quire_cluster import faults, installation, kube, serving
-from quire_cluster.faults import Hub
-from quire_cluster.layout import Layout
-from quire_cluster.settings import read_settings
-from quire_cluster.tiny_models import write_tiny_model
+from quire_cluster.place import CLEARED_SECONDS, FOUND_SECONDS, POD_SECONDS, Place, when
 
 pytestmark = pytest.mark.e2e
 
-FOUND_SECONDS = 15
-"""From a cause that the test itself makes, or that the cluster has just told of."""
-CLEARED_SECONDS = 15
-POD_SECONDS = 45
-"""Where a pod has to come up first, on a busy machine."""
 CPU = {"gpus": 0, "memory": "3Gi"}
 SMALL = {"gpus": 0}
 """Of pods that never load a model."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A namespace with the model in its cache."""
-
-    namespace: str
-
-    def apply(self, name: str, **spec: object) -> None:
-        kube.apply(serving.manifest(name, **spec), self.namespace)
-
-    def found(self, name: str, reason: str, seconds: float = FOUND_SECONDS) -> str:
-        """The message of Ready=False once it has this reason."""
-        return kube.wait_reason(self.namespace, name, reason, seconds)
-
-    def found_of_pod(self, name: str, reason: str) -> str:
-        """The same, of a cause that lies in the service's pod: in time after that was made."""
-        message = self.found(name, reason, POD_SECONDS)
-        told = min(_time(e["firstTimestamp"]) for e in self.told(name) if e["reason"] == reason)
-        made = _time(self.pod(name)["metadata"]["creationTimestamp"])
-        assert (told - made).total_seconds() <= FOUND_SECONDS
-        return message
-
-    def told(self, name: str) -> list[kube.Json]:
-        """What the operator told of a service in Events."""
-        events = kube.items("events", self.namespace)
-        mine = [e for e in events if e["involvedObject"]["name"] == name]
-        return [e for e in mine if e["involvedObject"]["kind"] == "InferenceService"]
-
-    def warned(self, name: str) -> list[str]:
-        """The reasons of a service's Warnings, the first one first."""
-        told = [event for event in self.told(name) if event["type"] == "Warning"]
-        told.sort(key=lambda event: str(event["firstTimestamp"]))
-        return [event["reason"] for event in told]
-
-    def pause(self, *names: str) -> None:
-        """No pod of these is wanted any more; until Ready says so, and nothing else."""
-        for name in names:
-            kube.patch("inferenceservice", name, self.namespace, {"spec": {"replicas": 0}})
-        for name in names:
-            self.found(name, "ScaledToZero", CLEARED_SECONDS)
-
-    def found_beside(self, name: str, reason: str, seconds: float = FOUND_SECONDS) -> str:
-        """The message of Ready=True once it has this reason: pods serve all the same."""
-
-        def told() -> str | None:
-            now = self.ready(name)
-            return str(now["message"]) if (now["status"], now["reason"]) == ("True", reason) else ""
-
-        return kube.wait_until(told, seconds, f"{name} to be Ready=True/{reason}") or ""
-
-    def cleared(self, name: str, reason: str, seconds: float = CLEARED_SECONDS) -> None:
-        """Until Ready says something else, of the spec as it is now."""
-
-        def gone() -> bool:
-            service = kube.get("inferenceservice", name, self.namespace)
-            now = kube.condition(service)
-            current = now.get("observedGeneration") == service["metadata"]["generation"]
-            return bool(now["reason"] != reason and current)
-
-        kube.wait_until(gone, seconds, f"{name} not to be {reason} any more")
-
-    def ready(self, name: str) -> kube.Json:
-        return kube.condition(kube.get("inferenceservice", name, self.namespace) or {})
-
-    def pod(self, name: str) -> kube.Json:
-        """The one pod of a service that is not leaving."""
-        pods = kube.items("pods", self.namespace, f"serving.quire.dev/service={name}")
-        [pod] = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
-        return pod
-
-    def stop(self, *names: str) -> None:
-        """Takes services away; what they leave goes while the next test runs."""
-        kube.kubectl(
-            "delete", "inferenceservice", *names, "--ignore-not-found", "--wait=false",
-            namespace=self.namespace,
-        )  # fmt: skip
-
-    @contextmanager
-    def service(self, name: str, **spec: object) -> Iterator[str]:
-        """A service for a while."""
-        self.apply(name, **spec)
-        try:
-            yield name
-        finally:
-            self.stop(name)
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +103,37 @@ def _set_rules(role: str, rules: kube.Json) -> None:
     kube.kubectl("patch", "clusterrole", role, "--type=merge", "-p", json.dumps({"rules": rules}))
 
 
+def test_a_spec_that_an_older_definition_let_in(place: Place) -> None:
+    """The definition is without a field's type for a while, as an older one might have been."""
+    field = f"{_SPEC_FIELDS}/engine/properties/maxNumSeqs"
+    [version] = json.loads(kube.kubectl("get", "crd", installation.CRD, "-o", "json"))["spec"][
+        "versions"
+    ]
+    schema = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    whole = schema["engine"]["properties"]["maxNumSeqs"]
+    _set_field(field, {"x-kubernetes-preserve-unknown-fields": True})
+    try:
+        kube.wait_until(
+            lambda: place.apply("older", replicas=0, engine={"maxNumSeqs": "many"}) or True,
+            FOUND_SECONDS,
+            "the other definition to be in force",
+        )
+        assert "maxNumSeqs" in place.found("older", "InvalidSpec")
+        place.apply("older", replicas=0)
+        place.cleared("older", "InvalidSpec")
+    finally:
+        place.stop("older")
+        _set_field(field, whole)
+
+
+_SPEC_FIELDS = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties"
+
+
+def _set_field(path: str, schema: kube.Json) -> None:
+    change = json.dumps([{"op": "replace", "path": path, "value": schema}])
+    kube.kubectl("patch", "crd", installation.CRD, "--type=json", "-p", change)
+
+
 # ---- the claim -----------------------------------------------------------------------------------
 
 
@@ -218,14 +146,27 @@ def test_no_such_storage_class_then_there_is_one(place: Place) -> None:
     with place.service("unbound", model=model, cache={"size": "1Gi", "storageClassName": name}):
         assert name in place.found("unbound", "ClaimUnbound", POD_SECONDS)
         assert place.warned("unbound") == ["ClaimUnbound"], "not the pod that waits for the claim"
+        [claim] = [c for c in _claims(place) if c["spec"].get("storageClassName") == name]
+        made = when(claim["metadata"]["creationTimestamp"])
+        place.told_in_time("unbound", "ClaimUnbound", made)
         fields = ("apiVersion", "kind", "provisioner", "parameters", "volumeBindingMode")
         found = {field: default[field] for field in fields if field in default}
         kube.apply(found | {"metadata": {"name": name}})
         try:
-            place.cleared("unbound", "ClaimUnbound", POD_SECONDS)
+            # The cluster itself looks for a volume again after a while.
+            kube.wait_until(
+                lambda: all(c["status"]["phase"] == "Bound" for c in _claims(place)),
+                POD_SECONDS,
+                "the claim to be bound",
+            )
+            place.cleared("unbound", "ClaimUnbound")
             assert "Unschedulable" not in place.warned("unbound")
         finally:
             kube.kubectl("delete", "storageclass", name)
+
+
+def _claims(place: Place) -> list[kube.Json]:
+    return kube.items("persistentvolumeclaims", place.namespace)
 
 
 def _is_default(storage_class: kube.Json) -> bool:
@@ -262,6 +203,8 @@ def test_a_quota_and_a_limit_range(place: Place) -> None:
     with place.service("greedy", **greedy), place.service("large", resources=_memory("5Gi")):
         assert "gpus" in place.found("greedy", "QuotaExceeded", POD_SECONDS)
         assert "4Gi" in place.found("large", "PodsRefused", POD_SECONDS)
+        place.told_in_time("greedy", "QuotaExceeded", place.made("deployments", "greedy"))
+        place.told_in_time("large", "PodsRefused", place.made("deployments", "large"))
         for kind, policy in (("resourcequota", "gpus"), ("limitrange", "memory")):
             kube.kubectl("delete", kind, policy, namespace=place.namespace)
         place.cleared("greedy", "QuotaExceeded")
@@ -294,24 +237,39 @@ def test_pods_that_do_not_come_to_run(place: Place) -> None:
         pinned = {"spec": {"nodeName": node}}
         place.apply("pinned", resources={"gpus": 0, "cpu": "900"}, podTemplate=pinned)
         assert "OutOfcpu" in place.found("pinned", "PodFailed", POD_SECONDS)
+        place.told_in_time("pinned", "PodFailed", place.made("deployments", "pinned"))
         place.pause("pinned")
         assert "nvidia.com/gpu" in place.found_of_pod("wide", "Unschedulable")
         # Its plan's pod has the class too, so that the service's is never made.
-        assert "nosuch" in place.found("boxed", "SandboxFailed", POD_SECONDS)
+        assert "nosuch" in place.found_of_pod("boxed", "SandboxFailed")
         assert image in place.found_of_pod("imageless", "ImagePull")
         assert "absent" in place.found_of_pod("needy", "MountFailed")
         place.pause("wide", "boxed", "imageless")
         kube.kubectl("create", "configmap", "absent", namespace=place.namespace)
         # The kubelet itself waits longer between its tries.
         assert "absent" in place.found("needy", "PodConfig", 2 * POD_SECONDS)
+        place.told_in_time("needy", "PodConfig", _first_word(place, "Failed", '"absent" not found'))
         kube.kubectl(
             "create", "secret", "generic", "absent", "--from-literal=word=x",
             namespace=place.namespace,
         )  # fmt: skip
-        place.cleared("needy", "PodConfig", POD_SECONDS)
+        kube.wait_until(lambda: _began(place.pod("needy")), POD_SECONDS, "the kubelet's next try")
+        place.cleared("needy", "PodConfig")
     finally:
         place.stop(*names)
         kube.kubectl("delete", "runtimeclass", place.namespace)
+
+
+def _first_word(place: Place, reason: str, words: str) -> datetime:
+    """When the kubelet first said so of a pod."""
+    events = kube.items("events", place.namespace)
+    said = [e for e in events if e["reason"] == reason and words in e["message"]]
+    return min(when(event["firstTimestamp"]) for event in said)
+
+
+def _began(pod: kube.Json) -> bool:
+    states = [status["state"] for status in pod["status"].get("containerStatuses", [])]
+    return any("running" in state for state in states)
 
 
 def _needy() -> kube.Json:
@@ -321,6 +279,31 @@ def _needy() -> kube.Json:
     template = engine(volumeMounts=[mount], env=[secret])
     template["spec"]["volumes"] = [{"name": "extra", "configMap": {"name": "absent"}}]
     return template
+
+
+def test_a_pod_that_the_kubelet_puts_out(place: Place) -> None:
+    """For what a container beside the engine writes to its log: more than it may."""
+    if os.environ.get("QUIRE_CLUSTER_NETWORK") != "direct":
+        pytest.skip("a given cluster's kubelet may not measure what containers write")
+    hog = {
+        "name": "hog",
+        "image": os.environ["QUIRE_ENGINE_IMAGE"],
+        "command": ["python", "-c", _HOG],
+        "resources": {"limits": {"ephemeral-storage": "4Mi"}},
+    }
+    with place.service("hog", resources=CPU, podTemplate={"spec": {"containers": [hog]}}):
+        assert "ephemeral" in place.found("hog", "Evicted", 2 * POD_SECONDS)
+        place.told_in_time("hog", "Evicted", place.ended("hog"))
+        place.pause("hog")
+
+
+_HOG = """
+import os, sys, time
+for _ in range(16 << 10):
+    sys.stdout.write(os.urandom(512).hex() + os.linesep)
+sys.stdout.flush()
+time.sleep(600)
+"""
 
 
 # ---- containers that end -------------------------------------------------------------------------
@@ -341,6 +324,12 @@ def test_containers_that_end(place: Place) -> None:
         assert "64Mi" in place.found("tight", "OOMKilled", 2 * POD_SECONDS)
         assert "203.0.113.1" in place.found("deaf", "CrashLoop", 2 * POD_SECONDS)
         assert "CUDA" in place.found("cudaless", "CrashLoop", 2 * POD_SECONDS)
+        for name, reason in (
+            ("tight", "OOMKilled"),
+            ("deaf", "CrashLoop"),
+            ("cudaless", "CrashLoop"),
+        ):
+            place.told_in_time(name, reason, place.ended(name))
         warnings = [e["reason"] for e in place.told("cudaless") if e["type"] == "Warning"]
         assert warnings == ["CrashLoop"], "each turn is told once"
         place.pause("tight", "deaf", "cudaless")
@@ -364,18 +353,29 @@ def test_a_probe_that_does_not_find_the_engine_then_no_end_in_sight(place: Place
         template = {"spec": {"initContainers": [sleep]}}
         place.apply("unprobed", resources=CPU, podTemplate=template, rollout=patient)
         place.found("unprobed", "Starting", POD_SECONDS)
-        place.found("unprobed", "ProgressDeadlineExceeded", 10 + POD_SECONDS)
+        place.found("unprobed", "ProgressDeadlineExceeded", 10 + FOUND_SECONDS)
         place.pause("unprobed")
 
 
 def test_an_engine_that_hangs(place: Place) -> None:
     process = faults.first_process(place.pod("first"))
-    os.kill(process, signal.SIGSTOP)
-    try:
-        assert "does not answer" in place.found("first", "EngineHung", 5 + FOUND_SECONDS)
-    finally:
-        os.kill(process, signal.SIGCONT)
+    with faults.stopped(process):
+        assert "does not answer" in place.found("first", "EngineHung")
     place.found_beside("first", "Ready", CLEARED_SECONDS)
+
+
+def test_an_engine_whose_core_hangs_with_a_request(place: Place) -> None:
+    """It still answers the kubelet, and is not restarted for a standstill of seconds."""
+    pod = place.pod("first")
+    with serving.connect(place.namespace, "first") as client:
+        answer = serving.stream(client, "Count to 1000.", model="first")
+        begin = next(answer)
+        with faults.stopped(faults.core_process(pod)):
+            assert "no layer has run for" in place.found("first", "EngineHung")
+        place.found_beside("first", "Ready", CLEARED_SECONDS)
+        assert len([begin, *answer]) > 2, "it was cut before it had ended"
+    assert place.pod("first")["metadata"]["uid"] == pod["metadata"]["uid"]
+    assert place.pod("first")["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
 def test_a_scaler_without_metrics_and_one_that_cannot_read_its_schedule(place: Place) -> None:
@@ -391,97 +391,3 @@ def test_a_scaler_without_metrics_and_one_that_cannot_read_its_schedule(place: P
     assert "99" in place.found_beside("first", "ScalingFailed")
     place.apply("first")
     place.found_beside("first", "Ready", CLEARED_SECONDS)
-
-
-# ---- the fetch -----------------------------------------------------------------------------------
-
-
-def test_bytes_while_they_come(place: Place, hub: Hub) -> None:
-    first = kube.get("inferenceservice", "first", place.namespace)
-    commit = first["status"]["model"]["commit"]  # by that name, a claim of its own
-    hub.faults(bytes_per_second=20_000_000)
-    try:
-        with place.service("slow", model={"uri": serving.MODEL, "revision": commit}):
-            place.found("slow", "Fetching", POD_SECONDS)
-            kube.wait_until(
-                lambda: " MB at " in place.ready("slow")["message"], POD_SECONDS, "bytes and rate"
-            )
-            hub.faults()
-            place.cleared("slow", "Fetching", POD_SECONDS)
-    finally:
-        hub.faults()
-
-
-@pytest.fixture
-def hub_root() -> Path:
-    """What the mirror serves, where a test may add repositories."""
-    if os.environ.get("QUIRE_CLUSTER_NETWORK") != "direct":
-        pytest.skip("the mirror of a given cluster serves what it was given")
-    return Layout(read_settings().cache).hub
-
-
-def test_a_repository_without_a_model_then_a_wrong_byte(
-    place: Place, hub: Hub, hub_root: Path
-) -> None:
-    """Fetched ahead, so that no engine has to start."""
-    repository = f"quire-tests/{place.namespace}"
-    folder = hub_root / repository
-    folder.mkdir(parents=True)
-    (folder / "README.md").write_text("No model here.")
-    fetched = {"model": {"uri": f"hf://{repository}"}, "replicas": 0}
-    fetched["cache"] = {"size": "100Mi", "prefetch": True}
-    try:
-        with place.service("ahead", **fetched):
-            place.found("ahead", "UnsupportedModel", POD_SECONDS)
-            hub.faults(path=".safetensors", flip_byte_at=5000)
-            write_tiny_model(folder)
-            place.found("ahead", "Corrupt", POD_SECONDS)
-            hub.faults()
-            place.found("ahead", "ScaledToZero", POD_SECONDS)
-    finally:
-        hub.faults()
-        shutil.rmtree(folder)
-
-
-def test_a_volume_that_cannot_be_written_then_can(place: Place) -> None:
-    """A folder of the node's, as no storage class makes them."""
-    folder = Path(os.environ["QUIRE_AUDIT_LOG"]).parent / f"{place.namespace}-folder"
-    folder.mkdir(mode=0o755)
-    try:
-        _existing_claim(place, "locked", folder)
-        cache = {"mode": "existing", "existingClaim": "locked"}
-        with place.service("unwritten", cache=cache):
-            place.found("unwritten", "FetchFailed", POD_SECONDS)
-            folder.chmod(0o777)
-            place.cleared("unwritten", "FetchFailed", POD_SECONDS)
-    finally:
-        kube.kubectl("delete", "persistentvolume", place.namespace, "--wait=false")
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _existing_claim(place: Place, name: str, folder: Path) -> None:
-    size = {"storage": "1Gi"}
-    volume = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": place.namespace},
-        "spec": {
-            "storageClassName": place.namespace,
-            "accessModes": ["ReadWriteOnce"],
-            "capacity": size,
-            "hostPath": {"path": str(folder), "type": "Directory"},
-        },
-    }
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": name},
-        "spec": {
-            "storageClassName": place.namespace,
-            "volumeName": place.namespace,
-            "accessModes": ["ReadWriteOnce"],
-            "resources": {"requests": size},
-        },
-    }
-    kube.apply(volume)
-    kube.apply(claim, place.namespace)

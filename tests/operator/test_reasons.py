@@ -1,6 +1,7 @@
 """The table of reasons: one entry each, in words, and printed as it is."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,25 +38,47 @@ def test_the_page_is_the_table() -> None:
 ASKING = frozenset({"wait_reason", "found", "found_of_pod", "found_beside"})
 """The functions by which an end-to-end test waits for a reason of Ready."""
 
+
 NOT_PROVOKED = {
-    "Evicted": "the kubelet measures volumes once a minute, and a node has no memory to waste",
-    "InvalidSpec": "the API server refuses such a spec; only an older CRD would let it in",
-    "NodeLost": "the test cluster has one node, on which everything else runs",
-    "SourceUnreachable": "tests/engine/fetch has its causes, test_inquiry.py what is told of them",
-    "Stalled": "tests/engine/fetch has its causes, test_inquiry.py what is told of them",
+    "NodeLost": "the test cluster has one node, on which everything else runs, the operator too"
 }
-"""Why no end-to-end test does; what the rules find: test_conditions.py, test_pod_conditions.py."""
+"""Why no end-to-end test does; what the rule finds: test_pod_conditions.py."""
+
+ENDING = ASKING | {"cleared", "pause", "wait_ready", "wait_condition"}
+"""The functions by which it then waits for the reason's end: for any other word of Ready's."""
 
 
 def provoked() -> set[str]:
     """The reasons that tests/e2e waits for, read from its calls."""
-    found = set()
+    return {reason for calls in _tests() for call in calls for reason in _asked(call)}
+
+
+def cleared() -> set[str]:
+    """Those of which the same test sees the end."""
+    return {
+        reason
+        for calls in _tests()
+        for number, call in enumerate(calls)
+        for reason in _asked(call)
+        if any(reason not in _asked(later) for later in calls[number + 1 :])
+    }
+
+
+def _tests() -> Iterator[list[ast.Call]]:
+    """The waits of each end-to-end test, in the order in which they are written."""
     for path in (ROOT / "tests/e2e").glob("test_*.py"):
-        for call in ast.walk(ast.parse(path.read_text())):
-            if isinstance(call, ast.Call) and _name(call.func) in ASKING:
-                words = (a.value for a in call.args if isinstance(a, ast.Constant))
-                found |= {word for word in words if word in reasons.REASONS}
-    return found
+        for function in ast.parse(path.read_text()).body:
+            if isinstance(function, ast.FunctionDef):
+                calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+                waits = [call for call in calls if _name(call.func) in ENDING]
+                yield sorted(waits, key=lambda call: (call.lineno, call.col_offset))
+
+
+def _asked(call: ast.Call) -> set[str]:
+    if _name(call.func) not in ASKING:
+        return set()
+    words = {argument.value for argument in call.args if isinstance(argument, ast.Constant)}
+    return words & set(reasons.REASONS)
 
 
 def _name(function: ast.expr) -> str:
@@ -67,3 +90,8 @@ def _name(function: ast.expr) -> str:
 def test_every_reason_is_provoked_end_to_end_or_says_why_not() -> None:
     assert provoked() | NOT_PROVOKED.keys() == set(reasons.REASONS)
     assert not provoked() & NOT_PROVOKED.keys(), "one that is provoked needs no excuse"
+
+
+def test_of_every_trouble_its_end_is_seen_too() -> None:
+    troubles = {entry.reason for entry in TABLE if entry.is_trouble}
+    assert cleared() >= troubles - NOT_PROVOKED.keys()

@@ -112,7 +112,6 @@ def kubelet(layout: Layout, cgroup_root: str) -> str:
                 "imagefs.available": "1%",
             },
             "imageGCHighThresholdPercent": 100,
-            "localStorageCapacityIsolation": False,
             "podLogsDir": str(layout.pod_logs),
             "volumePluginDir": f"{layout.kubelet}/plugins-exec",
             "nodeStatusUpdateFrequency": "5s",

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import yaml
 
 from quire_cluster import kube
+from quire_cluster.network import POD_CIDR
 from quire_cluster.shell import run
 
 
@@ -34,6 +36,10 @@ class Hub:
     def log(self) -> list[kube.Json]:
         entries: list[kube.Json] = httpx.get(f"http://{self.address}/_control/log").json()
         return entries
+
+    def first_asked(self) -> datetime:
+        """When the first request since `clear_log` came."""
+        return datetime.fromtimestamp(self.log()[0]["time"], UTC)
 
     def bytes_served(self, suffix: str = "") -> int:
         """Body bytes of every GET whose path ends so."""
@@ -65,6 +71,19 @@ def cut_off(pod: kube.Json, *clients: str, port: int = 8000) -> Iterator[None]:
     """Drop what these addresses send to the pod's port; probes from the node still pass."""
     with _rules(pod, "filter", "INPUT", clients, port, "DROP"):
         yield
+
+
+@contextmanager
+def refused(address: str) -> Iterator[None]:
+    """Whoever asks host:port from a pod is refused the connection; from here it still answers."""
+    _, _, port = address.rpartition(":")
+    way = ["INPUT", "-p", "tcp", "--dport", port, "-s", POD_CIDR]
+    rule = [*way, "-j", "REJECT", "--reject-with", "tcp-reset"]
+    run(["iptables", "-I", *rule])
+    try:
+        yield
+    finally:
+        run(["iptables", "-D", *rule])
 
 
 @contextmanager
@@ -126,6 +145,22 @@ def _inside(pod: kube.Json) -> list[str]:
 def kill_engine(pod: kube.Json) -> None:
     """End the engine as the kernel would, at once; the kubelet restarts it."""
     os.kill(first_process(pod), signal.SIGKILL)
+
+
+@contextmanager
+def stopped(process: int) -> Iterator[None]:
+    """A process that hangs: it is there, and does nothing."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def core_process(pod: kube.Json) -> int:
+    """The id, on this host, of the engine's core: the first child of its first process."""
+    first = first_process(pod)
+    return int(Path(f"/proc/{first}/task/{first}/children").read_text().split()[0])
 
 
 def first_process(pod: kube.Json) -> int:
