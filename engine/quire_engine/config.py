@@ -41,12 +41,17 @@ class LoraModule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             fields = msgspec.json.decode(text, type=dict[str, str | None])
             fields.pop("base_model_name", None)  # vLLM's, for cards; there is one base model here
-            return msgspec.convert(fields, LoraModule)
+            module = msgspec.convert(fields, LoraModule)
         except msgspec.MsgspecError as error:
             raise ConfigError(
                 "lora_modules in JSON must be an object of name, path and base_model_name, got "
                 f"{text!r} ({error}); or write NAME=PATH"
             ) from error
+        if not (module.name and module.path):
+            raise ConfigError(
+                f"lora_modules must have a name and a path, got {text!r}; requests name the adapter"
+            )
+        return module
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -26,7 +26,7 @@ from quire_operator.actions import (
     Nudge,
     SetReplicas,
 )
-from quire_operator.api import KIND
+from quire_operator.api import GROUP, KIND
 from quire_operator.case import MAX_MESSAGE, Problem
 from quire_operator.client import Api
 from quire_operator.errors import (
@@ -185,7 +185,7 @@ class Applier:
             self._learn(kind, live)
             return None
         owners = live["metadata"].get("ownerReferences") or []
-        if any(owner["kind"] == KIND and owner["name"] == self._seen.key.name for owner in owners):
+        if any(self._is_predecessor(owner) for owner in owners):
             words = f"{kind.kind} {name} of the service's predecessor is still being removed"
             return Problem("PredecessorLeaving", words)
         owner = f"{owners[0]['kind']} {owners[0]['name']}" if owners else "nobody"
@@ -194,6 +194,12 @@ class Applier:
             "delete or rename it, or give the InferenceService another name"
         )
         return Problem("NameConflict", words)
+
+    def _is_predecessor(self, owner: Manifest) -> bool:
+        """Whether an owner is a service of this name that was before; KServe's kind is called as
+        ours is, and its objects stay."""
+        ours = owner["apiVersion"].startswith(f"{GROUP}/") and owner["kind"] == KIND
+        return bool(ours and owner["name"] == self._seen.key.name)
 
     def _is_ours(self, kind: Kind, live: Manifest) -> bool:
         metadata = live["metadata"]

@@ -66,22 +66,38 @@ class Network:
 def credentials(model: Model) -> list[Manifest]:
     """The variables that come from the model's Secret, for the model's source and its adapters'.
     The model's hub needs its one key, so a pod waits for it; of the others' each Secret has some,
-    and a fetch without says which it wanted."""
+    and a fetch without says which it wanted.
+
+    A key is told to one kind of source, the model's before its adapters': the hub's `token` is no
+    web server's.
+    """
     secret = model.credentials_secret
     if not secret:
         return []
     own, *others = (uri.partition("://")[0] for uri in _uris(model))
     schemes = dict.fromkeys((own, *sorted(others)))
+    taken: set[str] = set()
+    told: list[Manifest] = []
+    for scheme in schemes:
+        keys = SECRET_KEYS.get(scheme, {})
+        told += _from_secret(secret, scheme == own == "hf", keys, taken)
+        taken |= set(keys.values())
+    return told
+
+
+def _from_secret(
+    secret: str, is_needed: bool, keys: dict[str, str], taken: set[str]
+) -> list[Manifest]:
     return [
         {
             "name": variable,
             "valueFrom": {
                 "secretKeyRef": {"name": secret, "key": key}
-                | ({} if scheme == own == "hf" else {"optional": True})
+                | ({} if is_needed else {"optional": True})
             },
         }
-        for scheme in schemes
-        for variable, key in SECRET_KEYS.get(scheme, {}).items()
+        for variable, key in keys.items()
+        if key not in taken
     ]
 
 

@@ -36,6 +36,7 @@ def waits_for_claim(case: Case, pod: PodView) -> bool:
     if not seen.fetches or seen.claim is None or _UNBOUND not in (pod.unschedulable or ""):
         return False
     others = "laim" in str(seen.spec.pod_template.get("spec"))  # volumes that podTemplate adds
+    others = others or any(a.uri.startswith("pvc://") for a in seen.spec.model.adapters)
     return seen.claim.phase != "Bound" or not others
 
 
@@ -86,7 +87,9 @@ def _failure(case: Case) -> tuple[str, str] | None:
     if case.plans:
         return case.plan.fit.failure
     progress = case.seen.progress
-    if progress is not None and progress.reason:
+    # Not of a repair that another service of the claim asked for, while this one's pods are ready.
+    concerned = case.fetches or case.seen.mount.claim is None
+    if concerned and progress is not None and progress.reason:
         return progress.reason, f"{progress.note} (this attempt goes on trying)"
     if not case.fetches:
         return _init_failure(case)

@@ -18,14 +18,15 @@ from quire_operator.views import JobView, ServiceView, View
 QUEUED = "PlanQueued"
 """Reason of Fits."""
 PLACES = 50
-"""Plan Jobs at a time, unless told: a plan is 2 to 3 s of one core, and 50 of them start 1,000
-services in about a minute."""
+"""Plan Jobs at a time, unless told: a judgement between a mass start's length and pods at once."""
 HELD_SECONDS = 60.0
 """For which a Job holds its place at most. One whose pod cannot start (no node, no image) would
 hold it for ever, and fifty of them would keep everybody else waiting."""
 LOOK_SECONDS = 60.0
-"""How often one in the line looks again by itself: the first is woken when a place is free, and the
-next when he has left the line."""
+"""How often one in the line looks again by itself: the first ones are woken when a place is free,
+and when one has left the line."""
+NUM_WOKEN = 4
+"""Of the line: the first may be unable to move, as his Job is refused."""
 RETRY_LOOK_SECONDS = 5.0
 """How often one looks that has failed before: nobody wakes him, and what was mended shows soon."""
 
@@ -90,11 +91,12 @@ class Places:
         elif isinstance(view, JobView):
             self._jobs.pop(at, None)
 
-    def next_after(self, before: View | None, after: View | None) -> Key | None:
-        """Whose turn it may be, as this has left the line, or given its place back."""
+    def next_after(self, before: View | None, after: View | None) -> list[Key]:
+        """Whose turn it may be, as this has left the line, or given its place back: several, as the
+        first may be unable to move."""
         left = before is not None and _takes_part(before)
         left = left and not (after is not None and _takes_part(after))
-        return self._line[0][2] if left and self._line else None
+        return [key for _, _, key in self._line[:NUM_WOKEN]] if left else []
 
     def line(self, key: Key, view: ServiceView) -> Line:
         """What one service sees of the others."""

@@ -7,7 +7,6 @@ and no schema: what it does it does as the real one, the rest not at all.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -44,6 +43,7 @@ from quire_operator.testing_answers import FakeEngines, FakeProgress
 from quire_operator.testing_endpoints import activation_lease, selector_slice
 from quire_operator.testing_fields import (
     Path,
+    copied,
     is_selected,
     leaves,
     merge_patch,
@@ -91,7 +91,7 @@ class FakeCluster:
     # ---- Api ----
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
-        return copy.deepcopy(self._stored(kind, Key(namespace, name)).body)
+        return copied(self._stored(kind, Key(namespace, name)).body)
 
     async def list_objects(
         self,
@@ -108,7 +108,7 @@ class FakeCluster:
             for (of, at), stored in self._objects.items()
             if of is kind and namespace in (None, at.namespace)
         )
-        return [copy.deepcopy(body) for body in of_kind if is_selected(body, labels, fields)]
+        return [copied(body) for body in of_kind if is_selected(body, labels, fields)]
 
     async def list_pages(
         self, kind: Kind, namespace: str | None, *, labels: str = "", fields: str = "", size: int
@@ -138,7 +138,7 @@ class FakeCluster:
                 raise Invalid(422, f"PATCH {kind.plural}", "spec is required")
             return self._insert(kind, at, manifest, manager)
         self._check(stored, manifest["metadata"])
-        before = copy.deepcopy(stored.body)
+        before = copied(stored.body)
         mine = {
             path
             for path in leaves(manifest)
@@ -173,7 +173,7 @@ class FakeCluster:
         )
         stored = self._stored(kind, at)
         self._check(stored, body.get("metadata") or {})
-        before = copy.deepcopy(stored.body)
+        before = copied(stored.body)
         merge_patch(stored.body, body, strategic=strategic)
         return self._changed(kind, at, stored, before)
 
@@ -208,12 +208,12 @@ class FakeCluster:
         stored = self._objects.get((kind, at))
         if stored is None:
             return self._insert(kind, at, manifest, manager)
-        before = copy.deepcopy(stored.body)
+        before = copied(stored.body)
         for part in set(stored.body) - {"metadata", "apiVersion", "kind"}:
-            stored.body[part] = copy.deepcopy(manifest.get(part, stored.body[part]))
+            stored.body[part] = copied(manifest.get(part, stored.body[part]))
         for part in set(manifest) - {"metadata"}:
-            stored.body[part] = copy.deepcopy(manifest[part])
-        stored.body["metadata"] |= copy.deepcopy(manifest["metadata"])
+            stored.body[part] = copied(manifest[part])
+        stored.body["metadata"] |= copied(manifest["metadata"])
         return self._changed(kind, at, stored, before)
 
     def remove(self, kind: Kind, at: Key) -> None:
@@ -231,7 +231,7 @@ class FakeCluster:
             if owners and not kept:
                 self._dispose(of, where)
             elif len(kept) < len(owners):
-                before = copy.deepcopy(child.body)
+                before = copied(child.body)
                 child.body["metadata"]["ownerReferences"] = kept
                 self._changed(of, where, child, before)
 
@@ -241,18 +241,18 @@ class FakeCluster:
         if not stored.body["metadata"].get("finalizers"):
             self.remove(kind, at)
         elif "deletionTimestamp" not in stored.body["metadata"]:
-            before = copy.deepcopy(stored.body)
+            before = copied(stored.body)
             stored.body["metadata"]["deletionTimestamp"] = timestamp(self.now)
             self._changed(kind, at, stored, before)
 
     def all(self, kind: Kind) -> list[Manifest]:
         """Copies of all objects of a kind."""
-        return [copy.deepcopy(s.body) for (of, _), s in self._objects.items() if of is kind]
+        return [copied(s.body) for (of, _), s in self._objects.items() if of is kind]
 
     def set_status(self, kind: Kind, at: Key, status: Manifest) -> None:
         stored = self._stored(kind, at)
-        before = copy.deepcopy(stored.body)
-        stored.body["status"] = copy.deepcopy(status)
+        before = copied(stored.body)
+        stored.body["status"] = copied(status)
         self._changed(kind, at, stored, before)
 
     # ---- controllers ----
@@ -280,7 +280,7 @@ class FakeCluster:
         self.set_status(JOB, _at(job), {"conditions": [done]})
 
     def _job_pod(self, job: Manifest, message: Mapping[str, object] | None) -> None:
-        template = copy.deepcopy(job["spec"]["template"])
+        template = copied(job["spec"]["template"])
         name = job["metadata"]["name"]
         template["metadata"]["labels"]["batch.kubernetes.io/job-name"] = name
         container = template["spec"]["containers"][0]["name"]
@@ -355,7 +355,7 @@ class FakeCluster:
                 raise Conflict(409, have["name"], f"{name} is {have[name]}, not {wanted[name]}")
 
     def _insert(self, kind: Kind, at: Key, manifest: Manifest, manager: str) -> Manifest:
-        body = copy.deepcopy(manifest)
+        body = copied(manifest)
         body["metadata"] |= {
             "uid": f"uid-{next(self._uids)}",
             "resourceVersion": str(next(self._versions)),
@@ -365,7 +365,7 @@ class FakeCluster:
         owned = {path for path in leaves(manifest) if path not in IDENTITY | PRECONDITIONS}
         self._objects[kind, at] = _Stored(body, {f"{manager}/": owned})
         self._tell(kind, "MODIFIED", body)
-        return copy.deepcopy(body)
+        return copied(body)
 
     def _changed(self, kind: Kind, at: Key, stored: _Stored, before: Manifest) -> Manifest:
         if stored.body != before:
@@ -373,11 +373,11 @@ class FakeCluster:
                 stored.body["metadata"]["generation"] += 1
             stored.body["metadata"]["resourceVersion"] = str(next(self._versions))
             self._tell(kind, "MODIFIED", stored.body)
-        return copy.deepcopy(stored.body)
+        return copied(stored.body)
 
     def _tell(self, kind: Kind, event: str, body: Manifest) -> None:
         for listener in self._listeners:
-            listener(kind, event, copy.deepcopy(body))
+            listener(kind, event, copied(body))
 
 
 def _at(manifest: Manifest) -> Key:

@@ -347,8 +347,7 @@ class World:
 
     def _wake_next(self, before: View | None, after: View | None) -> None:
         """Of those who wait to ask for a memory plan."""
-        key = self.places.next_after(before, after)
-        if key is not None:
+        for key in self.places.next_after(before, after):
             self._wake(key)
 
     # ---- links ----

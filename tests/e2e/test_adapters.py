@@ -1,7 +1,6 @@
 """LoRA adapters of a service: planned, fetched to the model's claim, served under their names."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -34,15 +33,6 @@ def adapters(hub_root: Path) -> dict[str, Path]:
             ("second", {"seed": 2, "alpha": 400, "rank": 16}),
         )
     }
-
-
-@pytest.fixture(scope="module")
-def adapted(quire: None, adapters: dict[str, Path]) -> Iterator[str]:
-    """The namespace of a ready service `chat` with the adapter `first`."""
-    with serving.fresh_namespace("adapters") as name:
-        kube.apply(manifest("first"), name)
-        kube.wait_ready(name, "chat", READY_SECONDS)
-        yield name
 
 
 def manifest(*names: str, **spec: kube.Json) -> kube.Json:
@@ -82,36 +72,34 @@ def locally(folder: Path, adapters: dict[str, Path]) -> dict[str, str]:
     return {name: tokenizer.decode(ids) for name, ids in tokens.items()}
 
 
-def test_an_adapter_answers_by_its_name_as_the_engine_does_here(
-    adapted: str, adapters: dict[str, Path], hub_root: Path
+def test_adapters_answer_by_their_names_as_the_engine_does_here(
+    namespace: str, adapters: dict[str, Path], hub: Hub, hub_root: Path
 ) -> None:
-    expected = locally(hub_root / MODEL, {"first": adapters["first"]})
-    with serving.connect(adapted) as client:
+    """One, then a second one: a new revision on the same claim, and neither the model nor the first
+    adapter is fetched again."""
+    expected = locally(hub_root / MODEL, adapters)
+    kube.apply(manifest("first"), namespace)
+    kube.wait_ready(namespace, "chat", READY_SECONDS)
+    with serving.connect(namespace) as client:
         cards = {card.id: card.model_extra or {} for card in client.models.list()}
-        told = {name: ask(client, name or "chat") for name in expected}
+        told = {name: ask(client, name or "chat") for name in ("", "first")}
         with pytest.raises(openai.NotFoundError):
             ask(client, "second")
     assert cards.keys() == {"chat", "first"}
     assert (cards["chat"]["parent"], cards["first"]["parent"]) == (None, "chat")
-    assert told == expected
+    assert told == {name: expected[name] for name in ("", "first")}
     assert told["first"] != told[""]
 
-
-def test_a_second_adapter_comes_alone(
-    adapted: str, adapters: dict[str, Path], hub: Hub, hub_root: Path
-) -> None:
-    """A new revision, on the same claim: neither the model nor the first one is fetched again."""
     hub.clear_log()
-    kube.apply(manifest("first", "second"), adapted)
-    kube.wait_ready(adapted, "chat", READY_SECONDS)
+    kube.apply(manifest("first", "second"), namespace)
+    kube.wait_ready(namespace, "chat", READY_SECONDS)
     size = (adapters["second"] / "adapter_model.safetensors").stat().st_size
     # The plan reads headers; and the weights come once.
     assert size <= hub.bytes_served("adapter_model.safetensors") < 2 * size
     assert hub.bytes_served("/model.safetensors") < 1_000_000
-    expected = locally(hub_root / MODEL, {"second": adapters["second"]})
-    with serving.connect(adapted) as client:
+    with serving.connect(namespace) as client:
         assert ask(client, "second") == expected["second"] != expected[""]
-    assert len(kube.items("persistentvolumeclaims", adapted)) == 1
+    assert len(kube.items("persistentvolumeclaims", namespace)) == 1
 
 
 def test_without_a_claim_each_pod_fetches_its_adapters(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from quire_cluster import kube, serving
-from quire_cluster.faults import SmallVolumes
+from quire_cluster.faults import Hub, SmallVolumes
 
 pytestmark = pytest.mark.e2e
 
@@ -19,7 +19,7 @@ BACKED_OFF_SECONDS = 35
 RECOVERY_SECONDS = 90
 
 
-def test_a_quota_that_lets_no_pod_in_then_does(namespace: str) -> None:
+def test_a_quota_that_lets_no_pod_in_then_does(namespace: str, hub: Hub) -> None:
     """First the plan's pod, then the fetch's; each goes on within 15 s of the quota's end."""
     _quota(namespace, 0)
     kube.apply(serving.prefetched(serving.MODEL, "1Gi"), namespace)
@@ -27,9 +27,13 @@ def test_a_quota_that_lets_no_pod_in_then_does(namespace: str) -> None:
         namespace, "chat", "QuotaExceeded", FOUND_SECONDS
     )
     time.sleep(BACKED_OFF_SECONDS)
-    _quota(namespace, 1)
-    kube.wait_until(lambda: _pods(namespace, "plan"), CLEARED_SECONDS, "the plan's pod")
-    _quota(namespace, 0)
+    hub.faults(path="config.json", stall_after_bytes=0)  # the plan is not over too soon
+    try:
+        _quota(namespace, 1)
+        kube.wait_until(lambda: _pods(namespace, "plan"), CLEARED_SECONDS, "the plan's pod")
+        _quota(namespace, 0)
+    finally:
+        hub.faults()
     kube.wait_until(lambda: "the fetch gets no pod" in _message(namespace), FOUND_SECONDS, "fetch")
     assert _reason(namespace) == "QuotaExceeded"
     time.sleep(BACKED_OFF_SECONDS)

@@ -5,6 +5,7 @@ import pytest
 from quire_operator import fetch, writer
 from quire_operator.kinds import CLAIM, JOB, POD
 from quire_operator.names import Key
+from quire_operator.observe import Progress
 from quire_operator.testing import Rig, service_manifest
 from quire_operator.values import timestamp
 
@@ -136,13 +137,43 @@ async def test_repairs_of_one_claim_wait_longer_each_time(rig: Rig, chat: Key) -
     assert starts[1] < starts[2]
 
 
-def crash(rig: Rig, chat: Key) -> None:
+async def test_a_repair_in_trouble_is_told_of_who_waits_for_it_only(rig: Rig, chat: Key) -> None:
+    other = Key("default", "other")
+    for key in (chat, other):
+        rig.cluster.put(service_manifest(key.name))
+        await rig.bring_up(key)
+    crash(rig, other)
+    await rig.settle()
+    rig.cluster.run_jobs()
+    await rig.settle()
+    [pod] = [pod for pod in rig.cluster.all(POD) if "fetch" in pod["metadata"]["name"]]
+    pod["status"]["podIP"] = "192.0.2.7"
+    rig.cluster.put(pod)
+    rig.progress.answers["192.0.2.7"] = Progress(
+        phase="downloading",
+        bytes_total=100,
+        bytes_done=50,
+        bytes_per_second=0.0,
+        eta_seconds=None,
+        commit="c0ffee",
+        note="the hub answers 503",
+        reason="SourceUnreachable",
+    )
+    await rig.wake(chat)
+    await rig.wake(other)
+    assert rig.condition(other).reason == "SourceUnreachable"
+    assert rig.condition(chat).reason == "Ready"
+
+
+def crash(rig: Rig, key: Key) -> None:
     rig.cluster.now += 1
-    pod = next(p for p in rig.cluster.all(POD) if "fetch" not in p["metadata"]["name"])
+    pods = [pod for pod in rig.cluster.all(POD) if pod["metadata"]["name"].startswith(key.name)]
+    pod = next(p for p in pods if "fetch" not in p["metadata"]["name"])
     ended = {"exitCode": 66, "finishedAt": timestamp(rig.cluster.now), "message": "missing"}
     pod["status"]["containerStatuses"] = [
         {"name": "engine", "state": {"terminated": ended}, "restartCount": 0}
     ]
+    pod["status"]["conditions"] = [{"type": "Ready", "status": "False"}]
     rig.cluster.put(pod)
 
 

@@ -49,9 +49,15 @@ def test_adapters_sources_are_opened_with_the_models_secret() -> None:
     own = Model(uri="https://h/m.tar", credentials_secret="s", adapters=adapters)
     entries = credentials(own)
     names = [entry["name"] for entry in entries]
-    wanted = [name for scheme in ("https", "hf", "s3") for name in SECRET_KEYS[scheme]]
+    wanted = [name for scheme in ("https", "s3") for name in SECRET_KEYS[scheme]]
     assert names == wanted
     assert all(entry["valueFrom"]["secretKeyRef"].get("optional") for entry in entries)
+
+
+def test_a_hubs_token_is_told_to_no_web_server() -> None:
+    adapters = [Adapter(name="a", uri="https://elsewhere.example/a.tar")]
+    own = Model(uri="hf://org/gated", credentials_secret="s", adapters=adapters)
+    assert names_of(own) == {"HF_TOKEN", "QUIRE_HTTP_USERNAME", "QUIRE_HTTP_PASSWORD"}
 
 
 def test_a_web_servers_keys_are_those_of_kubernetes_own_secrets() -> None:

@@ -68,6 +68,8 @@ async def pass_time(rig: Rig, key: Key, seconds: float) -> None:
         await rig.wake(key)
 
 
+CLAIMING = {"name": "x", "ephemeral": {"volumeClaimTemplate": {}}}
+ON_A_CLAIM = {"name": "polite", "uri": "pvc://adapters/polite"}
 SCHEDULER = "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
 
 
@@ -119,19 +121,17 @@ async def test_of_a_claim_without_a_volume_the_claim_is_told_and_not_its_pods(
 
 
 @pytest.mark.parametrize(
-    ("template", "words"),
+    ("spec", "words"),
     [
         ({}, "0/1 nodes are available: 1 Insufficient cpu"),
-        (
-            {"spec": {"volumes": [{"name": "x", "ephemeral": {"volumeClaimTemplate": {}}}]}},
-            SCHEDULER,
-        ),
+        ({"podTemplate": {"spec": {"volumes": [CLAIMING]}}}, SCHEDULER),
+        ({"model": {"uri": "hf://a/b", "adapters": [ON_A_CLAIM]}}, SCHEDULER),
     ],
 )
 async def test_what_keeps_a_pod_from_a_node_beside_its_bound_claim_is_told(
-    rig: Rig, chat: Key, template: dict[str, object], words: str
+    rig: Rig, chat: Key, spec: dict[str, object], words: str
 ) -> None:
-    rig.cluster.put(service_manifest(podTemplate=template))
+    rig.cluster.put(service_manifest(**spec))
     await rig.settle()
     rig.cluster.bind_claims()
     await rig.settle()

@@ -270,10 +270,13 @@ def test_the_live_table_ends_by_a_key_and_leaves_the_terminal_as_it_was(
 
 
 def _take_terminal() -> None:
-    """In the child: makes the pty its terminal, so that Ctrl-C is a signal."""
+    """In the child: makes the pty its terminal, so that Ctrl-C is a signal, and one that is heeded:
+    a shell's background jobs, of which the tests may be one, ignore it."""
     import fcntl
+    import signal
     import termios
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

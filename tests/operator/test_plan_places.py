@@ -201,6 +201,17 @@ async def test_who_waits_and_is_deleted_or_stopped_makes_room(rig: Rig) -> None:
     assert rig.world.places._line[0][2].name == "s06"
 
 
+async def test_a_place_that_is_free_wakes_several_as_the_first_may_be_unable_to_move(
+    rig: Rig,
+) -> None:
+    Many(rig, 7)
+    await rig.settle()
+    runs, waits = (rig.world.service(Key("default", name)) for name in ("s00", "s03"))
+    woken = rig.world.places.next_after(waits, None)
+    assert [key.name for key in woken] == ["s03", "s04", "s05", "s06"]
+    assert rig.world.places.next_after(runs, None) == []
+
+
 async def test_while_it_waits_nothing_is_written_in_an_unchanged_world(rig: Rig) -> None:
     many = Many(rig, 6)
     await rig.settle()

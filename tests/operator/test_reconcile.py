@@ -159,6 +159,23 @@ async def test_a_stranger_of_our_name_is_left_alone(rig: Rig, chat: Key) -> None
     assert rig.condition(chat).reason == "Ready"
 
 
+async def test_what_kserves_kind_of_the_same_name_has_is_not_a_predecessors(
+    rig: Rig, chat: Key
+) -> None:
+    kserve = {"apiVersion": "v1", "kind": "Pod"}  # stands for it: an owner that is there
+    rig.cluster.put(kserve | {"metadata": {"name": "kserve", "namespace": "default"}})
+    [there] = rig.cluster.all(POD)
+    owner = {"apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService"}
+    owner |= {"name": "chat", "uid": there["metadata"]["uid"], "controller": True}
+    metadata = {"name": "chat", "namespace": "default", "ownerReferences": [owner]}
+    rig.cluster.put({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {}})
+    rig.cluster.put(service_manifest())
+    await rig.settle()
+    ready = rig.condition(chat)
+    assert (ready.status, ready.reason) == ("False", "NameConflict")
+    assert "owned by InferenceService chat" in ready.message
+
+
 async def test_what_a_predecessor_left_and_does_not_go_is_told(rig: Rig, chat: Key) -> None:
     rig.cluster.put(service_manifest())
     await rig.bring_up(chat)

@@ -44,7 +44,7 @@ from quire_engine.fetch.source import Listing, RemoteFile, index_of, select, sel
 from quire_engine.fetch.sources import Source, open_source
 from quire_engine.fetch.store import Store, manifest_files, megabytes
 from quire_engine.fetch.transfer import Transfer
-from quire_engine.fetch.uri import ModelUri, parse_adapter_uri, parse_uri
+from quire_engine.fetch.uri import ModelUri, parse_adapter_uri, parse_uri, web_host
 from quire_engine.models.config import parse_config
 from quire_engine.redaction import configure_logging
 from quire_engine.termination import report_fatal, report_success
@@ -139,8 +139,10 @@ async def _fetch(options: FetchOptions, progress: Progress) -> Manifest:
 
 async def _fetch_adapter(adapter: AdapterFetch, options: FetchOptions, progress: Progress) -> None:
     uri, _ = parse_adapter_uri(adapter.uri)
+    host = web_host((options.uri, *(other.uri for other in options.adapters)))
     own = replace(
         options,
+        source=options.source.of_adapter(adapter.uri, host),
         uri=adapter.uri,
         revision=adapter.revision,
         directory=options.directory / adapter.folder,

@@ -3,14 +3,14 @@
 import base64
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
-from quire_engine.fetch.uri import is_safe_path
+from quire_engine.fetch.uri import is_safe_path, web_host
 from quire_engine.redaction import Redactor, secrets_in_address
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -108,6 +108,13 @@ class SourceOptions:
             ca_pem=given.get("QUIRE_CA_PEM"),
             proxies=tuple(given[key] for key in given if key.upper() in _PROXY_VARIABLES),
         )
+
+    def of_adapter(self, uri: str, host: str | None) -> "SourceOptions":
+        """These for an adapter at `uri`. Another web server than `host`, for which the credentials
+        are (`uri.web_host`), is not told them."""
+        if not uri.startswith("https://") or web_host((uri,)) == host:
+            return self
+        return replace(self, http_login=None, http_token=None)
 
     @property
     def silence_seconds(self) -> float:

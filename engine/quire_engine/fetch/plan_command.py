@@ -37,6 +37,7 @@ from quire_engine.fetch.headers import (
 )
 from quire_engine.fetch.manifest import PlanSummary
 from quire_engine.fetch.options import PlanOptions, SourceOptions
+from quire_engine.fetch.uri import web_host
 from quire_engine.fetch.verification import check_whole
 from quire_engine.machine import has_gpu
 from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
@@ -120,9 +121,11 @@ def find(options: PlanOptions) -> FoundModel:
     """Config and tensor directory of the model that the options name, and what a fetch of it is;
     its adapters too, each on a path or at a source."""
     model = _find_remote(options) if "://" in options.model else _find_local(options)
+    places = [module.path for module in options.engine.lora_modules]
+    host = web_host((options.model, *places))
     found = [
-        _find_adapter(module.path, model.facts.config, options.source)
-        for module in options.engine.lora_modules
+        _find_adapter(place, model.facts.config, options.source.of_adapter(place, host))
+        for place in places
     ]
     bytes_total = model.bytes_total + sum(num_bytes for _, num_bytes in found)
     return replace(model, bytes_total=bytes_total, adapters=tuple(facts for facts, _ in found))

@@ -1,9 +1,11 @@
 """Model URIs and what their parts mean. Pure."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
 
 from quire_engine.errors import ConfigError
 from quire_engine.redaction import MARK
@@ -82,14 +84,26 @@ def parse_uri(uri: str) -> ModelUri:
     )
 
 
+def web_host(uris: Iterable[str]) -> str | None:
+    """Whom the credentials for https:// are meant for: the host of the first such address."""
+    hosts = (urlsplit(uri).netloc for uri in uris if uri.startswith("https://"))
+    return next(hosts, None)
+
+
 def parse_adapter_uri(text: str) -> tuple[ModelUri, str | None]:
     """An adapter's URI and, behind a #, its revision. ConfigError for anything that is none."""
+    # Before a # cuts a password in two, and half of it is shown.
+    if "@" in text.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            f"an adapter's address must hold no user and password, got {shown(text)!r}; give "
+            "credentials by the environment"
+        )
     place, mark, revision = text.partition("#")
     uri = parse_uri(place)
     if uri.file is not None or (mark and not revision):
         raise ConfigError(
             "an adapter must be URI or URI#REVISION of a folder (of a .tar for https://), got "
-            f"{text!r}; adapters are read from safetensors, not from GGUF"
+            f"{shown(text)!r}; adapters are read from safetensors, not from GGUF"
         )
     return uri, revision or None
 

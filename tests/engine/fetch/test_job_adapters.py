@@ -12,7 +12,7 @@ from quire_engine.errors import ConfigError
 from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions, run_plan
 from quire_engine.fetch.manifest import check_model
 from quire_engine.fetch.plan_command import find
-from quire_engine.fetch.uri import parse_adapter_uri
+from quire_engine.fetch.uri import parse_adapter_uri, web_host
 
 SUPPORT = AdapterFetch("adapters/support", "hf://org/support")
 SALES = AdapterFetch("adapters/sales", "hf://org/sales", "v1")
@@ -167,3 +167,34 @@ def test_a_plan_counts_adapters_where_they_are(
     assert local.bytes_total == 0
     weights = (repositories / "org/sales@v1/adapter_model.safetensors").stat().st_size
     assert fetch.sent("adapter_model.safetensors") <= weights
+
+
+def test_credentials_of_the_web_go_to_one_host() -> None:
+    """The model's, or else the first adapter's: who holds an adapter learns no other's token."""
+    source = SourceOptions(http_token="secret", http_login=("me", "secret"), token="hub's")
+    adapters = ("hf://org/a", "https://own.example/a.tar", "https://other.example/a.tar")
+    for model, meant in (
+        ("https://own.example/m.tar", "own.example"),
+        ("hf://org/tiny", "own.example"),
+        ("https://third.example/m.tar", "third.example"),
+    ):
+        host = web_host((model, *adapters))
+        assert host == meant
+        told = [source.of_adapter(uri, host) for uri in adapters]
+        assert [options.token for options in told] == ["hub's"] * 3
+        tokens = {uri: options.http_token for uri, options in zip(adapters, told, strict=True)}
+        logins = {uri for uri, options in zip(adapters, told, strict=True) if options.http_login}
+        assert {uri for uri in adapters[1:] if tokens[uri]} == logins - {"hf://org/a"}
+        assert logins - {"hf://org/a"} == {uri for uri in adapters[1:] if meant in uri}
+
+
+def test_half_a_password_before_a_hash_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="no user and password") as refused:
+        parse_adapter_uri("https://u:abc#def@host/a.tar")
+    assert "abc" not in str(refused.value)
+
+
+def test_an_adapter_without_a_name_is_refused() -> None:
+    for text in ('{"name":"","path":"/x"}', '{"name":"x","path":""}', "=/x", "x="):
+        with pytest.raises(ConfigError, match="lora_modules must"):
+            LoraModule.parse(text)
