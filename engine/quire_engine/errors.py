@@ -3,6 +3,7 @@
     EngineError
     ├── ConfigError            2   a flag or a setting breaks a rule
     │   ├── ModelUnsupported   2   the model's architecture or format is none of ours
+    │   ├── AdapterUnusable    2   a LoRA adapter that no fetch of ours brings is missing or broken
     │   └── DoesNotFit         2   the memory plan needs more than there is
     ├── ModelError
     │   ├── ModelMissing      66   no such model folder or file
@@ -49,6 +50,12 @@ class ModelUnsupported(ConfigError):
     """The model is whole, but its architecture, dtype or file format is none that we run."""
 
     reason = "UnsupportedModel"
+
+
+class AdapterUnusable(ConfigError):
+    """Files of a LoRA adapter that came not with the model: fetching that again mends nothing."""
+
+    reason = "AdapterUnusable"
 
 
 class DoesNotFit(ConfigError):

@@ -12,17 +12,20 @@ import torch
 import quire_kernels as kernels
 from quire_engine.activations import workspace_values
 from quire_engine.adapter_loader import load_adapter
+from quire_engine.adapters import AdapterFacts
 from quire_engine.allocator import exact_allocations
 from quire_engine.block_manager import BlockManager
-from quire_engine.config import EngineConfig, require_built
+from quire_engine.config import EngineConfig, LoraModule, require_built
 from quire_engine.engine import Engine
-from quire_engine.errors import DoesNotFit, NoDevice
+from quire_engine.errors import AdapterUnusable, DoesNotFit, ModelError, NoDevice
 from quire_engine.fetch.headers import read_local, read_local_adapter
+from quire_engine.fetch.manifest import comes_with
 from quire_engine.fetch.verification import Verification, start_verification
 from quire_engine.loader import LoadedModel, load_model, matrix_dtype
 from quire_engine.machine import engine_memory_bytes, num_cpus
 from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
 from quire_engine.messages import CoreReady
+from quire_engine.models.config import ModelConfig
 from quire_engine.models.decoder import lazy_zeros
 from quire_engine.models.lora import Adapter
 from quire_engine.runner import ModelRunner
@@ -69,8 +72,7 @@ def start_engine(
         stopwatch.lap("kv_cache")
         runner.warm_up()
         stopwatch.lap("warmup")
-        for verification in verifications:
-            verification.wait(on_tensor)
+        _wait_for(verifications, config, on_tensor)
     stopwatch.lap("verify")
     blocks = BlockManager(
         plan.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
@@ -102,22 +104,55 @@ def start_engine(
 @contextmanager
 def _verifications(config: EngineConfig) -> Iterator[list[Verification]]:
     """Of the model and of each adapter, beside the loading."""
-    folders = [config.model, *(module.path for module in config.lora_modules)]
+    mode = config.verify_weights
     with ExitStack() as stack:
-        yield [
-            stack.enter_context(start_verification(Path(folder), config.verify_weights))
-            for folder in folders
-        ]
+        started = [stack.enter_context(start_verification(Path(config.model), mode))]
+        for module in config.lora_modules:
+            with _of_adapter(config, module):
+                verification = start_verification(Path(module.path), mode)
+                started.append(stack.enter_context(verification))
+        yield started
+
+
+def _wait_for(
+    verifications: list[Verification], config: EngineConfig, on_progress: Callable[[], None]
+) -> None:
+    model, *adapters = verifications
+    model.wait(on_progress)
+    for module, verification in zip(config.lora_modules, adapters, strict=True):
+        with _of_adapter(config, module):
+            verification.wait(on_progress)
+
+
+@contextmanager
+def _of_adapter(config: EngineConfig, module: LoraModule) -> Iterator[None]:
+    """Bad files of an adapter that came not with the model end otherwise than the model's own,
+    after which the operator would fetch a healthy model anew, again and again."""
+    try:
+        yield
+    except ModelError as error:
+        if comes_with(Path(config.model), Path(module.path)):
+            raise
+        raise AdapterUnusable(f"adapter {module.name}: {error}") from error
+
+
+def _read_adapters(config: EngineConfig, model: ModelConfig) -> tuple[AdapterFacts, ...]:
+    facts = []
+    for module in config.lora_modules:
+        with _of_adapter(config, module):
+            facts.append(read_local_adapter(Path(module.path), model))
+    return tuple(facts)
 
 
 def _load_adapters(
     config: EngineConfig, model: LoadedModel, on_tensor: Callable[[], None]
 ) -> dict[str, Adapter]:
     dtype = matrix_dtype(config, model.device)
-    return {
-        module.name: load_adapter(Path(module.path), model, dtype, on_tensor)
-        for module in config.lora_modules
-    }
+    adapters = {}
+    for module in config.lora_modules:
+        with _of_adapter(config, module):
+            adapters[module.name] = load_adapter(Path(module.path), model, dtype, on_tensor)
+    return adapters
 
 
 def plan_memory(config: EngineConfig, device: torch.device) -> MemoryPlan:
@@ -125,9 +160,7 @@ def plan_memory(config: EngineConfig, device: torch.device) -> MemoryPlan:
     on_gpu = device.type == "cuda"
     memory = torch.cuda.mem_get_info(device)[1] if on_gpu else engine_memory_bytes()
     facts = read_local(Path(config.model), config.load_format)
-    adapters = tuple(
-        read_local_adapter(Path(module.path), facts.config) for module in config.lora_modules
-    )
+    adapters = _read_adapters(config, facts.config)
     kind: DeviceKind = "cuda" if on_gpu else "cpu"
     plan = make_plan(facts.config, facts.weights, config, kind, memory, adapters)
     logger.info("plan: %s", "; ".join(f"{name} {value}" for name, value in plan_rows(plan)))

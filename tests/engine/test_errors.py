@@ -19,4 +19,5 @@ def test_exit_codes_are_what_the_operator_reads():
     assert errors.NoDevice.exit_code == 69
     assert errors.CoreDied.exit_code == 70
     assert errors.ModelUnsupported.exit_code == errors.ConfigError.exit_code == 2
+    assert errors.AdapterUnusable.exit_code == 2, "not one that starts a repair"
     assert errors.FetchFailed.exit_code == 10

@@ -10,7 +10,14 @@ import torch
 from quire_engine import start
 from quire_engine.adapter_loader import load_adapter
 from quire_engine.config import EngineConfig, LoraModule
-from quire_engine.errors import ConfigError, DoesNotFit, ModelCorrupt, NoDevice
+from quire_engine.errors import (
+    AdapterUnusable,
+    ConfigError,
+    DoesNotFit,
+    ModelCorrupt,
+    ModelError,
+    NoDevice,
+)
 from quire_engine.fetch.headers import read_local
 from quire_engine.fetch.manifest import Manifest, ManifestFile
 from quire_engine.fetch.options import PlanOptions
@@ -230,25 +237,25 @@ def test_adapters_take_what_is_planned(adapted, config, monkeypatch):
     assert ready.num_blocks == plan.num_blocks < bare.num_blocks
 
 
-def test_an_adapter_is_held_against_its_manifest(adapted, tmp_path):
+def test_an_adapter_is_held_against_its_manifest(config, fetched_model, make_adapter, tmp_path):
     """Equal size, another byte: found by the hash before anything is served."""
-    engine = adapted()
-    fetched = tmp_path / "fetched" / "model"
-    shutil.copytree(engine.lora_modules[0].path, fetched)
+    own = make_adapter(fetched_model, "own")
+    fetched = tmp_path / "adapters" / "a" / "model"
+    shutil.copytree(own, fetched)
     files = tuple(
         ManifestFile(p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest())
         for p in fetched.iterdir()
     )
     manifest = Manifest(uri="hf://o/a", revision="", commit="c", files=files, bytes_total=0)
     (fetched.parent / "manifest.json").write_bytes(msgspec.json.encode(manifest))
-    config = msgspec.structs.replace(engine, lora_modules=(LoraModule("a", str(fetched)),))
-    start.start_engine(config)
+    engine = config(model=str(fetched_model), lora_modules=(LoraModule("a", str(fetched)),))
+    start.start_engine(engine)
     weights = fetched / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(ModelCorrupt, match=r"adapter_model\.safetensors: its sha256 is"):
-        start.start_engine(config)
+        start.start_engine(engine)
 
 
 @pytest.fixture
@@ -304,3 +311,50 @@ def test_a_start_that_fails_does_not_wait_for_the_hashes(config, fetched_model, 
 def test_always_refuses_a_model_without_a_manifest(config):
     with pytest.raises(ModelCorrupt, match="needs a manifest"):
         start.start_engine(config(verify_weights="always"))
+
+
+def spoil(folder, how):
+    weights = folder / "adapter_model.safetensors"
+    if how == "gone":
+        shutil.rmtree(folder)
+    elif how == "cut":
+        weights.write_bytes(weights.read_bytes()[:-2])
+    else:
+        (folder / "adapter_config.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("gone", r"got .* without adapter_config\.json"),
+        ("cut", "its header asks for"),
+        ("garbled", "must be a JSON object with r"),
+    ],
+)
+def test_a_bad_adapter_that_no_fetch_brings_is_no_case_for_a_repair(
+    config, fetched_model, make_adapter, tmp_path, how, words
+):
+    """By its exit code: the operator would hash and fetch the healthy model, for ever."""
+    own = make_adapter(fetched_model, "own")
+    beside = tmp_path / "adapters" / "x" / "model"
+    shutil.copytree(own, beside)
+    for folder in (own, beside):
+        spoil(folder, how)
+    module = LoraModule("support", str(own))
+    with pytest.raises(AdapterUnusable, match=rf"adapter support: .*{words}") as caught:
+        start.start_engine(config(model=str(fetched_model), lora_modules=(module,)))
+    assert caught.value.exit_code == 2
+    module = LoraModule("support", str(beside))
+    with pytest.raises(ModelError, match=words) as repairable:
+        start.start_engine(config(model=str(fetched_model), lora_modules=(module,)))
+    assert repairable.value.exit_code in (65, 66)
+
+
+def test_a_manifest_that_is_asked_for_beside_an_adapter_is_no_case_for_a_repair(
+    config, fetched_model, make_adapter
+):
+    module = LoraModule("support", str(make_adapter(fetched_model, "own")))
+    with pytest.raises(AdapterUnusable, match=r"adapter support: .*needs a manifest"):
+        start.start_engine(
+            config(model=str(fetched_model), lora_modules=(module,), verify_weights="always")
+        )

@@ -78,6 +78,16 @@ def find_manifest(model: Path) -> tuple[Path, Manifest] | None:
     return None
 
 
+def comes_with(model: Path, adapter: Path) -> bool:
+    """Whether a fetch of `model` brings what lies, or should lie, in `adapter`: a folder model/ of
+    its own below the same volume's root. By place, as an adapter that is gone has no manifest."""
+    found = find_manifest(model)
+    if found is None or adapter.name != MODEL:
+        return False
+    root = found[0].parent
+    return adapter.absolute().is_relative_to(root)
+
+
 def check_model(model: Path) -> Manifest | None:
     """Sizes of all files and the headers of safetensors files, held against the manifest.
 
