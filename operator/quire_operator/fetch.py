@@ -302,12 +302,17 @@ def _written(seen: Observation, entry: Record | Failure) -> tuple[str, str]:
 
 
 def _noted(seen: Observation, record: Record) -> tuple[tuple[str, str | None], ...]:
-    """With adapters the model is there for services without them too, if nobody noted it before."""
+    """With adapters the model is there for services without them too, if nobody noted it before:
+    their failure is over, and no Job of theirs ended after the record."""
     own = names.fetched_annotation(model_content(seen.spec))
     written = _written(seen, record)
     if own == written[0] or model_record(seen) is not None:
         return (written,)
-    return (written, (own, written[1]))
+    failed = names.failed_annotation(model_content(seen.spec))
+    failure = _read(seen, failed, Failure)
+    attempt = max(record.attempt, failure.attempt if failure else 0)
+    model = msgspec.structs.replace(record, attempt=attempt)
+    return (written, (own, msgspec.json.encode(model).decode()), (failed, None))
 
 
 def model_record(seen: Observation) -> Record | None:

@@ -139,3 +139,26 @@ def crash(rig: Rig, code: int) -> None:
     status = {"name": "engine", "state": state, "lastState": {"terminated": ended}}
     pod["status"] |= {"containerStatuses": [status], "conditions": []}
     rig.cluster.put(pod)
+
+
+async def test_the_models_failure_is_over_once_it_came_with_adapters(rig: Rig, chat: Key) -> None:
+    def failed() -> bool:
+        [claim] = rig.cluster.all(CLAIM)
+        content = names.claim_hash("hf://org/model", None)
+        return names.failed_annotation(content) in claim["metadata"]["annotations"]
+
+    rig.cluster.put(service_manifest())
+    await until_fetch(rig)
+    for _ in range(2):
+        rig.cluster.run_jobs({"reason": "SourceUnreachable", "message": "no answer"})
+        await rig.settle()
+        rig.cluster.now += 3
+        await rig.wake(chat)
+    assert failed()
+    rig.cluster.put(with_adapters(SUPPORT, name="other"))
+    await rig.bring_up(OTHER)
+    assert not failed()
+    await rig.bring_up(chat)
+    assert rig.condition(chat).reason == "Ready"
+    assert not failed(), "the Job that failed before tells nothing new"
+    assert await rig.wake(chat) == []
