@@ -132,6 +132,7 @@ async def _fetch(options: FetchOptions, progress: Progress) -> Manifest:
     for adapter in options.adapters:
         parse_adapter_uri(adapter.uri)
     for adapter in options.adapters:
+        progress.adapter = adapter.uri
         await _fetch_adapter(adapter, options, progress)
         progress.next_content()
     return await _fetch_content(options, uri, progress)
@@ -402,10 +403,11 @@ async def _log_progress(progress: Progress) -> None:
     while True:
         await asyncio.sleep(LOG_SECONDS)
         report = progress.report()
+        done, total = progress.bytes_done, progress.bytes_total  # an adapter's too
         eta = "unknown" if report.eta_seconds is None else f"{report.eta_seconds:.0f}s"
         logger.info(
             "%s done=%s total=%s rate=%s/s eta=%s note=%s",
-            report.phase, megabytes(report.bytes_done), megabytes(report.bytes_total),
+            report.phase, megabytes(done), megabytes(total),
             megabytes(int(report.bytes_per_second)), eta, report.note,
         )  # fmt: skip
 

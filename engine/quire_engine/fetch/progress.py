@@ -23,7 +23,7 @@ class ProgressReport(msgspec.Struct, frozen=True, rename="camel"):
     """The body of GET /progress."""
 
     phase: Phase
-    bytes_total: int
+    bytes_total: int  # 0 until the model's are known: adapters alone say nothing of it
     bytes_done: int  # of model and adapters, those of earlier runs included
     bytes_per_second: float
     eta_seconds: float | None  # None while there is no rate to tell it from
@@ -41,6 +41,7 @@ class Progress:
         self.phase: Phase = "listing"
         self.commit = ""
         self.note = ""
+        self.adapter = ""  # whose bytes these are; empty: the model's
         self.trouble: FetchFailed | None = None  # what an attempt failed of, until something comes
         self.bytes_total = 0
         self.bytes_done = 0
@@ -66,7 +67,7 @@ class Progress:
         """What was fetched so far is whole; the counters begin anew with what comes next."""
         self.bytes_before += self.bytes_total
         self.fetched_before += self.bytes_fetched
-        self.phase, self.commit = "listing", ""
+        self.phase, self.commit, self.adapter = "listing", "", ""
         self.bytes_total = self.bytes_done = self.bytes_fetched = 0
         self._samples = deque([(self._clock(), 0)])
         self.renew()
@@ -82,20 +83,21 @@ class Progress:
             return str(trouble), trouble.reason if is_long else ""
         if is_long and not self.note and self.phase in ("listing", "downloading"):
             return f"the source has sent nothing for {TROUBLE_SECONDS:g} s", ""
-        return self.note, ""
+        return self.note or (f"adapter {self.adapter}" if self.adapter else ""), ""
 
     def report(self) -> ProgressReport:
         rate = self._rate() if self.phase == "downloading" else 0.0
         left = self.bytes_total - self.bytes_done
         eta = round(left / rate, 1) if rate > 0 else (0.0 if self.phase == "done" else None)
         note, reason = self._waits_for()
+        is_told = bool(self.bytes_total) and not self.adapter
         return ProgressReport(
             self.phase,
-            self.bytes_before + self.bytes_total,
-            self.bytes_before + self.bytes_done,
+            self.bytes_before + self.bytes_total if is_told else 0,
+            self.bytes_before + self.bytes_done if is_told else 0,
             round(rate, 1),
-            eta,
-            self.commit,
+            eta if is_told else None,
+            "" if self.adapter else self.commit,
             self._redact(note),
             reason,
         )

@@ -9,7 +9,7 @@ import pytest
 from quire_cluster.hub import Faults, RunningMirror
 from quire_engine.config import EngineConfig, LoraModule
 from quire_engine.errors import ConfigError
-from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions, run_plan
+from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions, job, run_plan
 from quire_engine.fetch.manifest import check_model
 from quire_engine.fetch.plan_command import find
 from quire_engine.fetch.uri import parse_adapter_uri, web_host
@@ -198,3 +198,22 @@ def test_an_adapter_without_a_name_is_refused() -> None:
     for text in ('{"name":"","path":"/x"}', '{"name":"x","path":""}', "=/x", "x="):
         with pytest.raises(ConfigError, match="lora_modules must"):
             LoraModule.parse(text)
+
+
+def test_progress_tells_no_figures_of_an_adapter(
+    fetch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    install = job._install
+
+    def watched(this: Any, listing: Any) -> Any:
+        told.append(this.progress.report())
+        return install(this, listing)
+
+    monkeypatch.setattr(job, "_install", watched)
+    assert fetch(adapters=(SUPPORT,)) == 0
+    adapter, model = told
+    assert (adapter.commit, adapter.bytes_total, adapter.bytes_done) == ("", 0, 0)
+    assert adapter.note == f"adapter {SUPPORT.uri}"
+    assert (model.commit, model.note) == (fetch.message["commit"], "")
+    assert model.bytes_total == fetch.message["bytesTotal"]

@@ -93,3 +93,20 @@ def test_the_route() -> None:
 def test_no_port_no_server() -> None:
     with served(Progress(), None) as port:
         assert port is None
+
+
+def test_an_adapters_figures_are_not_told_as_the_models() -> None:
+    clock = Clock()
+    progress = Progress(clock)
+    progress.adapter, progress.commit = "hf://org/support", "of the adapter"
+    progress.phase, progress.bytes_total = "downloading", 1000
+    clock.now += 1
+    progress.received(400)
+    told = progress.report()
+    assert (told.commit, told.bytes_total, told.bytes_done, told.eta_seconds) == ("", 0, 0, None)
+    assert told.note == "adapter hf://org/support"
+    progress.next_content()
+    assert (progress.report().bytes_total, progress.report().note) == (0, "")
+    progress.bytes_total, progress.bytes_done, progress.commit = 5000, 10, "c0ffee"
+    told = progress.report()
+    assert (told.commit, told.bytes_total, told.bytes_done) == ("c0ffee", 6000, 1010)
