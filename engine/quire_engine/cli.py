@@ -190,6 +190,7 @@ def fetch(
     progress_port: Annotated[int | None, typer.Option(help="Port of GET /progress.")] = None,
     verify: Annotated[bool, typer.Option(help="Hash what is there.")] = False,
     repair: Annotated[bool, typer.Option(help="Fetch bad files again.")] = False,
+    keep: Annotated[bool, typer.Option(help="Leave a whole model there as it is.")] = False,
 ) -> None:
     """Bring a model to DIRECTORY: resumed, verified, installed whole."""
     options = FetchOptions(
@@ -200,6 +201,7 @@ def fetch(
         progress_port=progress_port,
         verify=verify,
         repair=repair,
+        keep=keep,
         source=SourceOptions.from_environment(os.environ),
     )
     raise typer.Exit(run_fetch(options))

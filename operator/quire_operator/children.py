@@ -196,6 +196,7 @@ def fetch_job(
     *,
     asked: str,
     repair: bool,
+    keep: bool,
     commit: str | None,
 ) -> Manifest:
     """One numbered attempt. It never retries by itself: we count attempts and their reasons."""
@@ -211,7 +212,7 @@ def fetch_job(
     manifest["spec"] = {
         "backoffLimit": 0,
         "template": pods.fetch_template(
-            key, spec, stem, image, network, repair=repair, commit=commit
+            key, spec, stem, image, network, repair=repair, keep=keep, commit=commit
         ),
     }
     return manifest

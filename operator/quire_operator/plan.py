@@ -255,6 +255,7 @@ def _fetch(seen: Observation, state: FetchState, fitted: FitState) -> list[Actio
             seen.defaults.network,
             asked=fetch.asked(seen),
             repair=state.record is not None,
+            keep=state.record is None and fetch.model_record(seen) is not None,
             commit=_commit(seen, state, fitted),
         )
         actions.append(Create(JOB, job))

@@ -89,19 +89,14 @@ def mount_of(spec: Spec) -> Mount:
 
 def content_of(spec: Spec) -> str:
     """Ten hex digits: all that a fetch of the spec brings, adapters included."""
-    model = spec.model
     own = model_content(spec)
-    adapters = sorted({adapter_content(adapter) for adapter in fetched_adapters(model)})
+    adapters = sorted({names.claim_hash(a.uri, a.revision) for a in fetched_adapters(spec.model)})
     return names.digest("+".join((own, *adapters)), 10) if adapters else own
 
 
 def model_content(spec: Spec) -> str:
     """Ten hex digits: the model's files alone. Claims are called after it."""
     return names.claim_hash(spec.model.uri, spec.model.revision)
-
-
-def adapter_content(adapter: Adapter) -> str:
-    return names.claim_hash(adapter.uri, adapter.revision)
 
 
 def fetched_adapters(model: Model) -> list[Adapter]:
@@ -189,7 +184,7 @@ def _on_claim(uri: str) -> tuple[str, str]:
 
 def _adapter_folder(adapter: Adapter) -> str:
     """Below what a fetch fills: its own, by content, so that services share it."""
-    return f"adapters/{adapter_content(adapter)}"
+    return f"adapters/{names.claim_hash(adapter.uri, adapter.revision)}"
 
 
 def _pinned(adapter: Adapter) -> str:
@@ -208,16 +203,20 @@ def _revision(revision: str | None) -> list[str]:
     return ["--revision", revision] if revision else []
 
 
-def fetch_arguments(spec: Spec, root: str, *, repair: bool, commit: str | None = None) -> list[str]:
-    """With a commit that the plan was made for, a branch that moves meanwhile moves nothing."""
-    # Other sources keep no earlier commits: what lies there now is all that can be had.
+def fetch_arguments(
+    spec: Spec, root: str, *, repair: bool, keep: bool = False, commit: str | None = None
+) -> list[str]:
+    """`commit`: with that of the plan, a branch that moves meanwhile moves nothing. `keep`: others
+    serve the model that lies there, and adapters are to come beside it."""
+    # Other sources keep no earlier commits: what lies there now is all that can be had of them.
     pinned = commit if spec.model.uri.startswith("hf://") else None
     revision = _revision(pinned or spec.model.revision)
     flags = ["--progress-port", str(names.PROGRESS_PORT)]
     fetched = {(_adapter_folder(a), _pinned(a)) for a in fetched_adapters(spec.model)}
     for folder, place in sorted(fetched):
         flags += ["--adapter", f"{folder}={place}"]
-    return ["fetch", spec.model.uri, root, *revision, *flags, *(["--repair"] if repair else [])]
+    flags += ["--repair"] * repair + ["--keep"] * keep
+    return ["fetch", spec.model.uri, root, *revision, *flags]
 
 
 def engine_template(
@@ -267,13 +266,14 @@ def fetch_template(
     network: Network,
     *,
     repair: bool,
+    keep: bool = False,
     commit: str | None = None,
 ) -> Manifest:
     """The pod template of a fetch Job. Without the service's label: it is never an endpoint."""
     mount = mount_of(spec)
     serving = engine_template(key, spec, "0" * 8, image, network)["spec"]
     environment = [*network.environment(), *credentials(spec.model)]
-    arguments = fetch_arguments(spec, mount.root, repair=repair, commit=commit)
+    arguments = fetch_arguments(spec, mount.root, repair=repair, keep=keep, commit=commit)
     return {
         "metadata": {
             "labels": {

@@ -127,6 +127,7 @@ async def test_a_repair_is_told_all_adapters(rig: Rig, chat: Key, code: int) -> 
     await rig.settle()
     [repair] = jobs(rig, "fetch")
     assert "--repair" in repair
+    assert "--keep" not in repair
     assert values(repair, "--adapter") == [f"{SUPPORT_FOLDER}=hf://org/support"]
     assert values(repair, "--revision") == ["c0ffee"]
 
@@ -139,6 +140,21 @@ def crash(rig: Rig, code: int) -> None:
     status = {"name": "engine", "state": state, "lastState": {"terminated": ended}}
     pod["status"] |= {"containerStatuses": [status], "conditions": []}
     rig.cluster.put(pod)
+
+
+async def test_more_adapters_leave_what_is_there_of_a_bucket(rig: Rig, chat: Key) -> None:
+    """It keeps no earlier commit to be pinned to, and others serve from these files."""
+    uri = "s3://bucket/model"
+    rig.cluster.put(service_manifest(model={"uri": uri}))
+    assert "--keep" not in await until_fetch(rig)
+    await rig.bring_up(chat)
+    rig.cluster.put(service_manifest("other", model={"uri": uri, "adapters": [SALES]}))
+    fetch = await until_fetch(rig, commit="newer")
+    assert "--keep" in fetch
+    assert "--repair" not in fetch
+    await rig.bring_up(OTHER)
+    assert rig.condition(OTHER).reason == "Ready"
+    assert await rig.wake(OTHER) == []
 
 
 async def test_the_models_failure_is_over_once_it_came_with_adapters(rig: Rig, chat: Key) -> None:

@@ -182,7 +182,7 @@ async def _fetch_locked(this: _Run) -> Manifest:
     current = _current(this)
     if this.options.verify and not this.options.repair and current is not None:
         return await _verified(this, current)
-    if this.is_adapter and _stays(this, current):
+    if (this.is_adapter or this.options.keep) and _stays(this, current):
         assert current is not None
         return _kept(this, current)
     for changes in range(1, LISTINGS + 1):
@@ -196,8 +196,8 @@ async def _fetch_locked(this: _Run) -> Manifest:
 
 
 def _stays(this: _Run, current: Manifest | None) -> bool:
-    """Whether an adapter is there and needs no look at its source: services share it, and whoever
-    comes later must not move it under the others."""
+    """Whether what services share is there and needs no look at its source: whoever comes later
+    must not move it under the others."""
     if current is None or this.options.repair:
         return False
     return not this.store.bad_files(current, deep=False)

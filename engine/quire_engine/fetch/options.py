@@ -229,6 +229,10 @@ class FetchOptions:
     repair: bool = False
     """Hash what is on the volume and fetch the bad files again, from the commit that it holds."""
 
+    keep: bool = False
+    """A model that lies there whole stays, unasked what its source has now, as adapters always do:
+    others serve from it. `repair` looks all the same."""
+
     source: SourceOptions = field(default_factory=SourceOptions)
 
 

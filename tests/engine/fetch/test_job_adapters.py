@@ -217,3 +217,12 @@ def test_progress_tells_no_figures_of_an_adapter(
     assert adapter.note == f"adapter {SUPPORT.uri}"
     assert (model.commit, model.note) == (fetch.message["commit"], "")
     assert model.bytes_total == fetch.message["bytesTotal"]
+
+
+def test_a_model_that_is_to_be_kept_is_fetched_where_it_is_not_whole(fetch: Any) -> None:
+    assert fetch(keep=True) == 0
+    bad = fetch.volume / "model" / "config.json"
+    whole = bad.read_bytes()
+    bad.unlink()
+    assert fetch(keep=True) == 0
+    assert bad.read_bytes() == whole

@@ -135,6 +135,23 @@ def test_adapters_come_from_buckets_too(fetch, store: Store, repositories: Path)
     assert found.bytes_total == fetch.message["bytesTotal"]
 
 
+def test_an_adapter_added_later_leaves_the_model_that_others_serve(
+    bring, fetch, store: Store, mirror, served: Served
+) -> None:
+    """A bucket keeps no earlier commit to be pinned to: what it has now would replace the files."""
+    assert bring() == 0
+    mirror.faults(Faults(main={"org/tiny": "v2"}))
+    adapter = AdapterFetch("adapters/support", f"{store.scheme}://org/support")
+    source = {"storage": store.endpoint}
+    before = fetch.message["commit"]
+    assert fetch(store.uri, adapters=(adapter,), keep=True, source=source) == 0
+    assert fetch.installed == served("org/tiny")
+    assert fetch.message["commit"] == before
+    assert (fetch.volume / adapter.folder / "model" / "adapter_model.safetensors").is_file()
+    assert bring() == 0
+    assert fetch.installed == served("org/tiny@v2"), "a plain run follows the bucket"
+
+
 def test_a_second_run_downloads_nothing(bring, fetch, mirror) -> None:
     assert bring() == 0
     mirror.clear_log()
