@@ -43,22 +43,21 @@ def load_adapter(
     facts = read_local_adapter(folder, config)
     path = folder / WEIGHTS
 
-    with safe_open(path, framework="pt", device="cpu") as file:
+    def read(file: safe_open, layer: int, part: str, half: Half) -> Tensor:
+        tensor: Tensor = file.get_tensor(tensor_name(layer, part, half))
+        on_tensor()
+        return tensor.to(model.device, weight_dtype or tensor.dtype)
 
-        def read(layer: int, part: str, half: Half) -> Tensor:
-            try:
-                tensor: Tensor = file.get_tensor(tensor_name(layer, part, half))
-            except SafetensorError as error:
-                raise ModelCorrupt(
-                    f"an adapter's file must be whole, got {path}: {error}; fetch it again"
-                ) from error
-            on_tensor()
-            return tensor.to(model.device, weight_dtype or tensor.dtype)
-
-        layers = tuple(
-            _layer(facts, config, number, partial(read, number))
-            for number in range(config.num_layers)
-        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            layers = tuple(
+                _layer(facts, config, number, partial(read, file, number))
+                for number in range(config.num_layers)
+            )
+    except SafetensorError as error:
+        raise ModelCorrupt(
+            f"an adapter's file must be whole, got {path}: {error}; fetch it again"
+        ) from error
     return Adapter(layers, content_hash(folder))
 
 

@@ -27,7 +27,7 @@ from quire_engine.config import (
     VerifyMode,
     require_built,
 )
-from quire_engine.errors import EngineError, ExitCode
+from quire_engine.errors import ConfigError, EngineError, ExitCode
 from quire_engine.fetch import (
     AdapterFetch,
     FetchOptions,
@@ -37,6 +37,7 @@ from quire_engine.fetch import (
     run_plan,
 )
 from quire_engine.quantity import parse_bytes
+from quire_engine.redaction import ADDRESSES_ONLY, Redactor
 from quire_engine.settings import ServerSettings
 from quire_engine.termination import report_fatal
 
@@ -265,10 +266,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except EngineError as error:
         _fail(error.exit_code, error.reason, str(error))
     except Exception as error:
-        redact = SourceOptions.from_environment(os.environ).redact
+        redact = _redactor()
         sys.stderr.write(redact(traceback.format_exc()))
         _fail(ExitCode.INTERNAL, "Internal", redact(f"{type(error).__name__}: {error}"))
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _redactor() -> Redactor:
+    """With the environment's secrets; a bad environment must not hide what failed."""
+    try:
+        return SourceOptions.from_environment(os.environ).redact
+    except ConfigError:
+        return ADDRESSES_ONLY
 
 
 def _one_value_a_flag(given: Sequence[str]) -> list[str]:

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from quire_engine.adapter_loader import load_adapter
 from quire_engine.adapters import WEIGHTS, AdapterFacts, adapter_bytes, tensor_name
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ModelCorrupt, ModelMissing, ModelUnsupported
 from quire_engine.fetch.headers import read_local_adapter
+from quire_engine.loader import load_model
 from quire_engine.models.config import read_config
 
 
@@ -122,3 +125,16 @@ def test_bytes_are_those_of_the_packed_matrices(model, make_adapter):
     engine = EngineConfig(model=str(model), quantization="int8")
     layer = 16 * 96 + (96 + 32) * 4 + 16 * 160 + 96 * 4
     assert adapter_bytes(facts, read_config(model), engine, "cpu") == 3 * 2 * layer
+
+
+def test_a_file_with_a_hole_is_corrupt(model, make_adapter):
+    folder = make_adapter(model)
+    data = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header[tensor_name(1, "self_attn.q_proj", "A")]["data_offsets"][1] -= 4
+    packed = json.dumps(header, separators=(",", ":")).encode().ljust(length)
+    (folder / WEIGHTS).write_bytes(data[:8] + packed + data[8 + length :])
+    loaded = load_model(EngineConfig(model=str(model), device="cpu"), torch.device("cpu"))
+    with pytest.raises(ModelCorrupt, match="must be whole"):
+        load_adapter(folder, loaded, None)

@@ -182,8 +182,8 @@ async def _fetch_locked(this: _Run) -> Manifest:
     current = _current(this)
     if this.options.verify and not this.options.repair and current is not None:
         return await _verified(this, current)
-    if (this.is_adapter or this.options.keep) and _stays(this, current):
-        assert current is not None
+    shared = this.is_adapter or (this.options.keep and not this.options.repair)
+    if shared and current is not None and await _stays(this, current):
         return _kept(this, current)
     for changes in range(1, LISTINGS + 1):
         try:
@@ -195,12 +195,11 @@ async def _fetch_locked(this: _Run) -> Manifest:
     raise AssertionError("unreachable")
 
 
-def _stays(this: _Run, current: Manifest | None) -> bool:
-    """Whether what services share is there and needs no look at its source: whoever comes later
-    must not move it under the others."""
-    if current is None or this.options.repair:
-        return False
-    return not this.store.bad_files(current, deep=False)
+async def _stays(this: _Run, current: Manifest) -> bool:
+    """Whether what services share is whole and needs no look at its source: neither who comes later
+    nor a repair of what lies beside it may move it under the others."""
+    deep = this.options.repair
+    return not await asyncio.to_thread(this.store.bad_files, current, deep=deep)
 
 
 async def _brought(this: _Run, current: Manifest | None) -> Manifest:

@@ -2,15 +2,15 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl
 
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
-from quire_engine.fetch.uri import is_safe_path, web_host
+from quire_engine.fetch.uri import is_safe_path, refuse_login, shown, web_host
 from quire_engine.redaction import Redactor, secrets_in_address
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -23,6 +23,7 @@ _SECRET_VARIABLES = (
     "AZURE_STORAGE_SAS_TOKEN",
     "AZURE_CLIENT_SECRET",
 )
+_TAKEN = ("model", "manifest.json", ".staging")
 _PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
 STORAGE_VARIABLES = (
     *_SECRET_VARIABLES,
@@ -193,14 +194,32 @@ class AdapterFetch:
     @staticmethod
     def parse(text: str) -> "AdapterFetch":
         """FOLDER=URI or FOLDER=URI#REVISION. ConfigError for anything that is none."""
+        refuse_login(text)
         folder, equals, place = text.partition("=")
         uri, mark, revision = place.partition("#")
         if not equals or not is_safe_path(folder) or not uri or (mark and not revision):
             raise ConfigError(
-                f"adapter must be FOLDER=URI or FOLDER=URI#REVISION, got {text!r}; write --adapter "
-                "adapters/support=hf://org/support"
+                f"adapter must be FOLDER=URI or FOLDER=URI#REVISION, got {shown(text)!r}; write "
+                "--adapter adapters/support=hf://org/support"
+            )
+        if PurePosixPath(folder).parts[0] in _TAKEN:
+            raise ConfigError(
+                f"an adapter's folder must not begin with {', '.join(_TAKEN)}, where the model "
+                f"lies, got {folder!r}; write --adapter adapters/support=..."
             )
         return AdapterFetch(folder, uri, revision or None)
+
+
+def _check_apart(adapters: Sequence[AdapterFetch]) -> None:
+    """Each adapter replaces its folder whole, so none lies in another's. ConfigError."""
+    folders = [PurePosixPath(adapter.folder) for adapter in adapters]
+    for i, folder in enumerate(folders):
+        for other in folders[:i]:
+            if folder.is_relative_to(other) or other.is_relative_to(folder):
+                raise ConfigError(
+                    f"adapters must lie in folders of their own, got {other} and {folder}; give "
+                    "each --adapter another folder"
+                )
 
 
 @dataclass(frozen=True)
@@ -234,6 +253,9 @@ class FetchOptions:
     others serve from it. `repair` looks all the same."""
 
     source: SourceOptions = field(default_factory=SourceOptions)
+
+    def __post_init__(self) -> None:
+        _check_apart(self.adapters)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ struck; any other ends the whole transfer. Where bytes come from is the source's
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import deque
@@ -32,6 +33,7 @@ FLUSH_SECONDS = 0.25  # and on a slow line, what came since
 # A request that brings less counts as a failure: a source that sends a byte and hangs up keeps
 # nobody for long. One that goes on, however slowly, is slow, and `Ready` says at what rate.
 PROGRESS_BYTES = 64 * 1024
+SLOW_WRITE = 0.05  # of silence_seconds: a write that takes longer holds up every connection
 CONTENT_ATTEMPTS = 3  # downloads of a file whose digest is wrong
 
 
@@ -54,6 +56,7 @@ class Transfer:
         self._ready: deque[tuple[_FileTransfer, int | None]] = deque()  # with a part
         self._opened: list[_FileTransfer] = []
         self._num_downloading = 0
+        self._held_up_at = -math.inf  # when the last slow write ended
 
     async def fetch(self, files: Sequence[RemoteFile], folder: Path) -> None:
         """Download and verify each file as folder/<digest key>. Raises FetchFailed or OSError."""
@@ -151,6 +154,10 @@ class Transfer:
         except TimeoutError:
             if not silence.expired():  # the volume's own
                 raise
+            now = time.monotonic()
+            if now - self._held_up_at < self._options.silence_seconds:
+                patience.heard = now  # nobody listened, whatever the source sent
+                raise TryAgain(interrupted(file.remote.path, "a pause of the volume")) from None
             raise TryAgain(stalled(file.remote.path, self._options)) from None
         if table.done[part] < table.length(part):
             raise TryAgain(interrupted(file.remote.path, "an early end"))
@@ -181,11 +188,18 @@ class Transfer:
                 self._progress.received(len(taken))
                 now = time.monotonic()
                 if len(buffer) >= FLUSH_BYTES or now - flushed >= FLUSH_SECONDS:
-                    part_file.write(part, buffer)
+                    self._write(part_file, part, buffer)
                     buffer, flushed = bytearray(), now
                 hear()  # after the write: a slow volume is no silence of the source
                 if room == 0:
                     break
         finally:
             if buffer:
-                part_file.write(part, buffer)
+                self._write(part_file, part, buffer)
+
+    def _write(self, part_file: PartFile, part: int, buffer: bytearray) -> None:
+        began = time.monotonic()
+        part_file.write(part, buffer)
+        now = time.monotonic()
+        if now - began > SLOW_WRITE * self._options.silence_seconds:
+            self._held_up_at = now

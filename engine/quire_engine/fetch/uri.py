@@ -90,14 +90,18 @@ def web_host(uris: Iterable[str]) -> str | None:
     return next(hosts, None)
 
 
-def parse_adapter_uri(text: str) -> tuple[ModelUri, str | None]:
-    """An adapter's URI and, behind a #, its revision. ConfigError for anything that is none."""
-    # Before a # cuts a password in two, and half of it is shown.
+def refuse_login(text: str) -> None:
+    """Before a # cuts a password in two, and half of it is shown. ConfigError."""
     if "@" in text.partition("://")[2].partition("/")[0]:
         raise ConfigError(
             f"an adapter's address must hold no user and password, got {shown(text)!r}; give "
             "credentials by the environment"
         )
+
+
+def parse_adapter_uri(text: str) -> tuple[ModelUri, str | None]:
+    """An adapter's URI and, behind a #, its revision. ConfigError for anything that is none."""
+    refuse_login(text)
     place, mark, revision = text.partition("#")
     uri = parse_uri(place)
     if uri.file is not None or (mark and not revision):

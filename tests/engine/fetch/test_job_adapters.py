@@ -9,7 +9,14 @@ import pytest
 from quire_cluster.hub import Faults, RunningMirror
 from quire_engine.config import EngineConfig, LoraModule
 from quire_engine.errors import ConfigError
-from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions, job, run_plan
+from quire_engine.fetch import (
+    AdapterFetch,
+    FetchOptions,
+    PlanOptions,
+    SourceOptions,
+    job,
+    run_plan,
+)
 from quire_engine.fetch.manifest import check_model
 from quire_engine.fetch.plan_command import find
 from quire_engine.fetch.uri import parse_adapter_uri, web_host
@@ -21,6 +28,14 @@ URI = "hf://org/tiny"
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+
+
+def flip_last_byte(path: Path) -> int:
+    """The file's size."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return len(content)
 
 
 def wanted(repositories: Path, name: str) -> dict[str, bytes]:
@@ -72,14 +87,25 @@ def test_a_repair_mends_an_adapter_by_its_bad_file_alone(
 ) -> None:
     assert fetch(adapters=(SUPPORT, SALES)) == 0
     bad = fetch.volume / SUPPORT.folder / "model/adapter_model.safetensors"
-    content = bytearray(bad.read_bytes())
-    content[-1] ^= 1
-    bad.write_bytes(content)
+    size = flip_last_byte(bad)
     mirror.clear_log()
     mirror.faults(Faults(main={"org/support": "v2"}))
     assert fetch(adapters=(SUPPORT, SALES), repair=True) == 0
     assert files(fetch.volume / SUPPORT.folder) == wanted(repositories, "support")
-    assert fetch.sent() == len(content)
+    assert fetch.sent() == size
+
+
+def test_a_repair_of_the_model_asks_nothing_of_an_adapter_that_is_whole(
+    fetch: Any, mirror: RunningMirror
+) -> None:
+    """Its source may be gone, and its commit: the model is mended nevertheless."""
+    assert fetch(adapters=(SUPPORT,)) == 0
+    before = files(fetch.volume / SUPPORT.folder)
+    flip_last_byte(next((fetch.volume / "model").glob("*.safetensors")))
+    mirror.faults(Faults(hidden=("org/support",)))
+    assert fetch(adapters=(SUPPORT,), repair=True) == 0
+    assert files(fetch.volume / SUPPORT.folder) == before
+    assert check_model(fetch.volume / "model") is not None
 
 
 def test_a_cut_adapter_is_fetched_again_without_being_asked_to(fetch: Any) -> None:
@@ -226,3 +252,22 @@ def test_a_model_that_is_to_be_kept_is_fetched_where_it_is_not_whole(fetch: Any)
     bad.unlink()
     assert fetch(keep=True) == 0
     assert bad.read_bytes() == whole
+
+
+@pytest.mark.parametrize("folder", ["model", "model/x", ".staging/x", "manifest.json"])
+def test_an_adapters_folder_is_none_of_the_models(folder: str) -> None:
+    with pytest.raises(ConfigError, match="adapter"):
+        AdapterFetch.parse(f"{folder}=hf://org/support")
+
+
+@pytest.mark.parametrize("other", ["adapters/support", "adapters", "adapters/support/x"])
+def test_adapters_lie_apart(other: str, tmp_path: Path) -> None:
+    second = AdapterFetch(other, "hf://org/sales")
+    with pytest.raises(ConfigError, match="folders of their own"):
+        FetchOptions(URI, tmp_path, adapters=(SUPPORT, second))
+
+
+def test_half_a_password_of_a_flag_is_not_shown() -> None:
+    with pytest.raises(ConfigError, match="no user and password") as refused:
+        AdapterFetch.parse("adapters/x=https://u:abc#def@host/a.tar")
+    assert "abc" not in str(refused.value)
