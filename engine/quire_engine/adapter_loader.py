@@ -44,7 +44,9 @@ def load_adapter(
     path = folder / WEIGHTS
 
     def read(file: safe_open, layer: int, part: str, half: Half) -> Tensor:
-        tensor: Tensor = file.get_tensor(tensor_name(layer, part, half))
+        tensor: Tensor = file.get_tensor(  # type: ignore[no-untyped-call]
+            tensor_name(layer, part, half)
+        )
         on_tensor()
         return tensor.to(model.device, weight_dtype or tensor.dtype)
 

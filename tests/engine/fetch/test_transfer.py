@@ -31,6 +31,7 @@ def test_a_volume_that_pauses_is_no_silence_of_the_source(
     """One file's write blocks for longer than the source may be silent; the other file's bytes come
     meanwhile."""
     wrote = PartFile.write
+    asked: list[str] = []
     held_up: list[str] = []
 
     def write(self: PartFile, part: int, data: bytes | bytearray | memoryview) -> None:
@@ -44,10 +45,11 @@ def test_a_volume_that_pauses_is_no_silence_of_the_source(
     @asynccontextmanager
     async def open_span(file: RemoteFile, span: range) -> AsyncIterator[AsyncIterator[bytes]]:
         async def chunks() -> AsyncIterator[bytes]:
+            asked.append(file.path)
+            while len(asked) < len(CONTENT):
+                await asyncio.sleep(0)
             if file.path == "waits":
-                while not held_up:
-                    await asyncio.sleep(0)  # asked for, and on its way while nobody listens
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)  # what was asked for comes while nobody listens
             yield CONTENT[file.path][span.start : span.stop]
 
         yield chunks()
