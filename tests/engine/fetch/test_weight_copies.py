@@ -115,7 +115,7 @@ def test_fetched_is_planned_is_loaded(
         assert read_local(folder) == planned
         source_of_weights = SafetensorsSource(folder)
         assert source_of_weights.names == loads
-        loaded_bytes = sum(source_of_weights.read(name).nbytes for name in loads)
+        loaded_bytes = sum(source_of_weights.tensor(name).whole().nbytes for name in loads)
         plan = make_plan(planned.config, planned.weights, options.engine, "cuda", None)
         assert loaded_bytes == plan.weight_bytes == fetch.message["plan"]["weightBytes"]
 
