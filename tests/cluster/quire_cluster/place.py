@@ -15,7 +15,7 @@ from quire_cluster.errors import NotReadyError
 FOUND_SECONDS = 15
 """From a cause that the test itself makes, or that the cluster has just told of."""
 CLEARED_SECONDS = 15
-POD_SECONDS = 45
+POD_SECONDS = 90
 """Where a pod has to come up first, on a busy machine."""
 
 
