@@ -78,7 +78,7 @@ def test_an_earlier_revision_serves_on_while_a_context_is_refused(namespace: str
 def test_a_nodes_label_refuses_and_a_larger_one_heals_within_15_s(
     namespace: str, node: str
 ) -> None:
-    kube.kubectl("label", "node", node, f"{LABEL}=200")
+    kube.kubectl("label", "node", node, "--overwrite", f"{LABEL}=200")
     resources = {"gpus": 1, "memory": "3Gi"}
     kube.apply(serving.manifest(resources=resources), namespace)
     kube.wait_reason(namespace, "chat", "DoesNotFit", REASON_SECONDS)
