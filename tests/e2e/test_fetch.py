@@ -6,36 +6,38 @@ import pytest
 
 from quire_cluster import kube, serving
 from quire_cluster.faults import Hub, SmallVolumes, flip_byte
+from quire_cluster.place import POD_SECONDS, Place
 
 pytestmark = pytest.mark.e2e
 
-REASON_SECONDS = 30
 RECOVERY_SECONDS = 90
 
 
-def test_repo_not_found_then_it_appears(namespace: str, hub: Hub) -> None:
+def test_repo_not_found_then_it_appears(namespace: str, place: Place, hub: Hub) -> None:
+    hub.clear_log()
     hub.faults(hidden=["HuggingFaceTB/SmolLM2-135M-Instruct"])
-    try:
-        kube.apply(serving.manifest(), namespace)
-        message = kube.wait_reason(namespace, "chat", "SourceNotFound", REASON_SECONDS)
-        assert "HuggingFaceTB/SmolLM2-135M-Instruct" in message
-    finally:
-        hub.faults()
+    place.apply("chat")
+    message = place.found("chat", "SourceNotFound", POD_SECONDS)
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in message
+    place.told_in_time("chat", "SourceNotFound", hub.first_asked())
+    hub.faults()
+    place.cleared("chat", "SourceNotFound")
     kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
 
 
-def test_wrong_token_then_the_right_one_and_who_sees_it(namespace: str, hub: Hub) -> None:
+def test_wrong_token_then_the_right_one_and_who_sees_it(
+    namespace: str, place: Place, hub: Hub
+) -> None:
     """The credentials reach the fetch Job, and no other pod."""
+    hub.clear_log()
     hub.faults(tokens={"HuggingFaceTB/SmolLM2-135M-Instruct": "right-token"})
-    try:
-        kube.apply(_secret("wrong-token"), namespace)
-        model = {"uri": serving.MODEL, "credentialsSecret": "hub"}
-        kube.apply(serving.manifest(model=model), namespace)
-        kube.wait_reason(namespace, "chat", "SourceUnauthorized", REASON_SECONDS)
-        kube.apply(_secret("right-token"), namespace)
-        kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
-    finally:
-        hub.faults()
+    kube.apply(_secret("wrong-token"), namespace)
+    place.apply("chat", model={"uri": serving.MODEL, "credentialsSecret": "hub"})
+    place.found("chat", "SourceUnauthorized", POD_SECONDS)
+    place.told_in_time("chat", "SourceUnauthorized", hub.first_asked())
+    kube.apply(_secret("right-token"), namespace)
+    place.cleared("chat", "SourceUnauthorized")
+    kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
     pods = kube.items("pods", namespace)
     engines = [pod for pod in pods if "chat" in pod["metadata"]["name"]]
     assert engines
@@ -84,14 +86,16 @@ def _bytes_done(namespace: str) -> int:
 
 
 def test_a_full_volume_says_so_and_recovers(
-    namespace: str, hub: Hub, small_volumes: SmallVolumes
+    namespace: str, place: Place, hub: Hub, small_volumes: SmallVolumes
 ) -> None:
     small_volumes.create(namespace, "models", mebibytes=100)
     cache = {"mode": "existing", "existingClaim": "models"}
-    kube.apply(serving.manifest(cache=cache), namespace)
-    message = kube.wait_reason(namespace, "chat", "NoSpace", REASON_SECONDS)
+    place.apply("chat", cache=cache)
+    place.found("chat", "Fetching", POD_SECONDS)
+    message = place.found("chat", "NoSpace")
     assert "MB" in message or "MiB" in message
     small_volumes.resize(namespace, "models", mebibytes=600)
+    place.cleared("chat", "NoSpace")
     kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
 
 

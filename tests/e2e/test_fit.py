@@ -9,11 +9,10 @@ import pytest
 
 from quire_cluster import faults, kube, serving
 from quire_cluster.faults import Hub
-from quire_cluster.place import FOUND_SECONDS, Place
+from quire_cluster.place import CLEARED_SECONDS, FOUND_SECONDS, POD_SECONDS, Place
 
 pytestmark = pytest.mark.e2e
 
-REASON_SECONDS = 60
 LABEL = "nvidia.com/gpu.memory"
 HEADER_BYTES = 1_000_000
 """More than the headers of the tests' model take, and a small part of its weights."""
@@ -32,17 +31,20 @@ def fits(namespace: str) -> kube.Json:
     return kube.condition(kube.get("inferenceservice", "chat", namespace), "Fits")
 
 
-def test_too_little_memory_is_refused_and_more_heals_it(namespace: str, hub: Hub) -> None:
+def test_too_little_memory_is_refused_and_more_heals_it(
+    namespace: str, place: Place, hub: Hub
+) -> None:
     hub.clear_log()
-    small = {"gpus": 0, "memory": "300Mi"}
-    kube.apply(serving.manifest(resources=small, cache={}), namespace)
-    message = kube.wait_reason(namespace, "chat", "DoesNotFit", REASON_SECONDS)
+    place.apply("chat", resources={"gpus": 0, "memory": "300Mi"}, cache={})
+    message = place.found("chat", "DoesNotFit", POD_SECONDS)
+    place.told_in_time("chat", "DoesNotFit", hub.first_asked())
     assert "300.0 MiB" in message
     assert fits(namespace)["status"] == "False"
     assert 0 < hub.bytes_served() < HEADER_BYTES, "headers alone"
     for kind in ("persistentvolumeclaims", "deployments", "jobs"):
         assert kube.items(kind, namespace) == []
-    kube.apply(serving.manifest(cache={}), namespace)
+    place.apply("chat", cache={})
+    place.cleared("chat", "DoesNotFit")
     service = kube.wait_ready(namespace, "chat")
     plan, model = service["status"]["plan"], service["status"]["model"]
     assert plan["requiredBytes"] <= plan["memoryBytes"] == 3 * 1024**3
@@ -64,7 +66,7 @@ def test_an_earlier_revision_serves_on_while_a_context_is_refused(namespace: str
     kube.wait_ready(namespace, "chat")
     [before] = kube.items("deployments", namespace)
     kube.apply(serving.manifest(resources={"gpus": 0, "memory": "300Mi"}), namespace)
-    message = kube.wait_reason(namespace, "chat", "DoesNotFit", REASON_SECONDS)
+    message = kube.wait_reason(namespace, "chat", "DoesNotFit", POD_SECONDS)
     assert "still serves" in message
     assert [d["metadata"]["uid"] for d in kube.items("deployments", namespace)] == [
         before["metadata"]["uid"]
@@ -81,33 +83,37 @@ def test_a_nodes_label_refuses_and_a_larger_one_heals_within_15_s(
     kube.kubectl("label", "node", node, "--overwrite", f"{LABEL}=200")
     resources = {"gpus": 1, "memory": "3Gi"}
     kube.apply(serving.manifest(resources=resources), namespace)
-    kube.wait_reason(namespace, "chat", "DoesNotFit", REASON_SECONDS)
+    kube.wait_reason(namespace, "chat", "DoesNotFit", POD_SECONDS)
     kube.kubectl("label", "node", node, "--overwrite", f"{LABEL}=81559")
-    kube.wait_until(lambda: fits(namespace)["status"] == "True", 30, "the larger GPU to be seen")
+    Place(namespace).cleared("chat", "DoesNotFit")
+    kube.wait_until(
+        lambda: fits(namespace)["status"] == "True", CLEARED_SECONDS, "the larger GPU's answer"
+    )
     assert "a GPU has 79.6 GiB" in fits(namespace)["message"]
 
 
 def test_given_gpu_memory_is_checked_and_unknown_memory_is_not(namespace: str) -> None:
     given = {"gpus": 1, "gpuMemory": "200Mi"}
     kube.apply(serving.manifest(resources=given), namespace)
-    message = kube.wait_reason(namespace, "chat", "DoesNotFit", REASON_SECONDS)
+    message = kube.wait_reason(namespace, "chat", "DoesNotFit", POD_SECONDS)
     assert "MiB" in message
     kube.apply(serving.manifest(resources={"gpus": 1}), namespace)
-    kube.wait_until(
-        lambda: fits(namespace)["reason"] == "MemoryUnknown", REASON_SECONDS, "no refusal"
-    )
+    kube.wait_until(lambda: fits(namespace)["reason"] == "MemoryUnknown", POD_SECONDS, "no refusal")
     assert LABEL in fits(namespace)["message"]
 
 
 def test_a_flag_that_the_engine_has_not_is_told_before_a_byte_is_fetched(
-    namespace: str, hub: Hub
+    namespace: str, place: Place, hub: Hub
 ) -> None:
     hub.clear_log()
-    kube.apply(serving.manifest(engine={"extraArgs": ["--no-such-flag"]}), namespace)
-    message = kube.wait_reason(namespace, "chat", "PlanFailed", REASON_SECONDS)
+    place.apply("chat", engine={"extraArgs": ["--no-such-flag"]})
+    message = place.found("chat", "PlanFailed", POD_SECONDS)
     assert "--no-such-flag" in message
+    place.told_in_time("chat", "PlanFailed", place.ended("chat"))
+    assert "BadConfig: " in _screen(namespace)
     assert hub.bytes_served() == 0
-    kube.apply(serving.manifest(), namespace)
+    place.apply("chat")
+    place.cleared("chat", "PlanFailed")
     kube.wait_ready(namespace, "chat")
 
 

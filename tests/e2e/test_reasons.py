@@ -378,6 +378,27 @@ def test_an_engine_whose_core_hangs_with_a_request(place: Place) -> None:
     assert place.pod("first")["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
+def test_a_node_that_nobody_hears_of(place: Place) -> None:
+    """Its kubelet hangs; what runs there runs on, this test and the operator too."""
+    if os.environ.get("QUIRE_CLUSTER_NETWORK") != "direct":
+        pytest.skip("a given cluster's kubelet is not ours to stop")
+    with faults.stopped(faults.kubelet_process()):
+        kube.wait_until(_is_node_lost, NODE_SECONDS, "the cluster to miss the node")
+        assert "node" in place.found("first", "NodeLost")
+    place.found_beside("first", "Ready", CLEARED_SECONDS)
+
+
+NODE_SECONDS = 90
+"""The cluster's node controller waits 50 s for a word of the kubelet's."""
+
+
+def _is_node_lost() -> bool:
+    [node] = kube.items("nodes")
+    return any(
+        (c["type"], c["status"]) == ("Ready", "Unknown") for c in node["status"]["conditions"]
+    )
+
+
 def test_a_scaler_without_metrics_and_one_that_cannot_read_its_schedule(place: Place) -> None:
     operators = kube.items("pods", "quire-system", "app.kubernetes.io/name=quire")
     addresses = [pod["status"]["podIP"] for pod in operators]

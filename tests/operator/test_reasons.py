@@ -39,11 +39,6 @@ ASKING = frozenset({"wait_reason", "found", "found_of_pod", "found_beside"})
 """The functions by which an end-to-end test waits for a reason of Ready."""
 
 
-NOT_PROVOKED = {
-    "NodeLost": "the test cluster has one node, on which everything else runs, the operator too"
-}
-"""Why no end-to-end test does; what the rule finds: test_pod_conditions.py."""
-
 ENDING = ASKING | {"cleared", "pause", "wait_ready", "wait_condition"}
 """The functions by which it then waits for the reason's end: for any other word of Ready's."""
 
@@ -87,11 +82,9 @@ def _name(function: ast.expr) -> str:
     return function.id if isinstance(function, ast.Name) else ""
 
 
-def test_every_reason_is_provoked_end_to_end_or_says_why_not() -> None:
-    assert provoked() | NOT_PROVOKED.keys() == set(reasons.REASONS)
-    assert not provoked() & NOT_PROVOKED.keys(), "one that is provoked needs no excuse"
+def test_every_reason_is_provoked_end_to_end() -> None:
+    assert provoked() == set(reasons.REASONS)
 
 
 def test_of_every_trouble_its_end_is_seen_too() -> None:
-    troubles = {entry.reason for entry in TABLE if entry.is_trouble}
-    assert cleared() >= troubles - NOT_PROVOKED.keys()
+    assert cleared() >= {entry.reason for entry in TABLE if entry.is_trouble}

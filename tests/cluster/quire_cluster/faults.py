@@ -16,7 +16,9 @@ import httpx
 import yaml
 
 from quire_cluster import kube
+from quire_cluster.layout import Layout
 from quire_cluster.network import POD_CIDR
+from quire_cluster.settings import read_settings
 from quire_cluster.shell import run
 
 
@@ -155,6 +157,11 @@ def stopped(process: int) -> Iterator[None]:
         yield
     finally:
         os.kill(process, signal.SIGCONT)
+
+
+def kubelet_process() -> int:
+    """The id of the test cluster's own kubelet."""
+    return int((Layout(read_settings().cache).run / "kubelet.pid").read_text())
 
 
 def core_process(pod: kube.Json) -> int:
