@@ -98,7 +98,14 @@ class EventReader:
 
 
 def _newest(found: list[tuple[str, PodEvent]]) -> list[tuple[str, PodEvent]]:
-    return sorted(found, key=lambda entry: -entry[1].at)[:MAX_EVENTS]
+    """Of one second the warnings first: the scheduler tells of its microseconds, the kubelet does
+    not, whose word on a pod would seem older than that the pod was given to it."""
+
+    def age(entry: tuple[str, PodEvent]) -> tuple[int, bool]:
+        event = entry[1]
+        return -int(event.at), not event.is_warning
+
+    return sorted(found, key=age)[:MAX_EVENTS]
 
 
 def _uid(body: Manifest) -> str:

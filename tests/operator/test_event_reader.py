@@ -99,6 +99,18 @@ async def test_what_nobody_asks_for_is_not_sent(cluster: Slow, reader: EventRead
     assert len(await reader.read("ns", "b")) == 1
 
 
+async def test_a_warning_in_the_second_in_which_the_pod_was_scheduled_is_the_newer_word(
+    cluster: Slow, reader: EventReader
+) -> None:
+    tell(cluster, "a", "FailedCreatePodSandBox")
+    pod = {"kind": "Pod", "metadata": {"namespace": "ns", "name": "a", "uid": "a"}}
+    scheduled = event_on(pod, "Scheduled", "to node0", cluster.now, kind="Normal")
+    told = scheduled.pop("lastTimestamp")  # as the scheduler writes it
+    cluster.put(scheduled | {"eventTime": told.replace("Z", ".670780Z")})
+    found = await reader.read("ns", "a")
+    assert [event.reason for event in found] == ["FailedCreatePodSandBox", "Scheduled"]
+
+
 async def test_of_too_many_the_newest_are_kept(
     cluster: Slow, reader: EventReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,9 +60,10 @@ class Place:
         return kube.wait_reason(self.namespace, name, reason, seconds)
 
     def found_of_pod(self, name: str, reason: str) -> str:
-        """The same, of a cause that lies in the service's pod: in time after that was made."""
+        """The same, of a cause that lies in the service's pod: in time after the cluster first
+        warned of that pod, as the kubelet takes its time on a busy machine."""
         message = self.found(name, reason, POD_SECONDS)
-        self.told_in_time(name, reason, when(self.pod(name)["metadata"]["creationTimestamp"]))
+        self.told_in_time(name, reason, self.warned_of(self.pod(name)))
         return message
 
     def found_beside(self, name: str, reason: str, seconds: float = FOUND_SECONDS) -> str:
@@ -116,6 +117,13 @@ class Place:
         """When the first object of this kind that a service has was made."""
         found = kube.items(kind, self.namespace, f"serving.quire.dev/service={name}")
         return min(when(each["metadata"]["creationTimestamp"]) for each in found)
+
+    def warned_of(self, pod: kube.Json) -> datetime:
+        """When the scheduler or the kubelet first warned of a pod."""
+        events = kube.items("events", self.namespace)
+        mine = [e for e in events if e["involvedObject"].get("uid") == pod["metadata"]["uid"]]
+        warnings = [event for event in mine if event["type"] == "Warning"]
+        return min(when(event["firstTimestamp"] or event["eventTime"]) for event in warnings)
 
     def ended(self, name: str) -> datetime:
         """When the first container of a service's pods ended, as far as the kubelet still knows."""
