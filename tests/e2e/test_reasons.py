@@ -293,7 +293,7 @@ def test_a_pod_that_the_kubelet_puts_out(place: Place) -> None:
     }
     with place.service("hog", resources=CPU, podTemplate={"spec": {"containers": [hog]}}):
         assert "ephemeral" in place.found("hog", "Evicted", 2 * POD_SECONDS)
-        place.told_in_time("hog", "Evicted", place.ended("hog"))
+        place.told_in_time("hog", "Evicted", _first_word(place, "Evicted", "ephemeral"))
         place.pause("hog")
 
 
@@ -331,7 +331,8 @@ def test_containers_that_end(place: Place) -> None:
         ):
             place.told_in_time(name, reason, place.ended(name))
         warnings = [e["reason"] for e in place.told("cudaless") if e["type"] == "Warning"]
-        assert warnings == ["CrashLoop"], "each turn is told once"
+        # An engine that lost its core may be asked in the moment before it ends.
+        assert [w for w in warnings if w != "NotReady"] == ["CrashLoop"], "each turn is told once"
         place.pause("tight", "deaf", "cudaless")
     finally:
         place.stop("tight", "deaf", "cudaless")
