@@ -331,8 +331,8 @@ def test_containers_that_end(place: Place) -> None:
         ):
             place.told_in_time(name, reason, place.ended(name))
         warnings = [e["reason"] for e in place.told("cudaless") if e["type"] == "Warning"]
-        # An engine that lost its core may be asked in the moment before it ends.
-        assert [w for w in warnings if w != "NotReady"] == ["CrashLoop"], "each turn is told once"
+        # Beside it may stand what was told of an engine that lost its core and had not ended yet.
+        assert warnings.count("CrashLoop") == 1, "each turn is told once"
         place.pause("tight", "deaf", "cudaless")
     finally:
         place.stop("tight", "deaf", "cudaless")
