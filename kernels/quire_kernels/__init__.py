@@ -12,11 +12,19 @@ from quire_kernels.errors import (
     KernelInputError,
     KernelSettingError,
 )
-from quire_kernels.ops.linear.packed import PackedLinear, Quantization, WeightRows
+from quire_kernels.ops.linear.packed import (
+    GgufRows,
+    GgufType,
+    PackedLinear,
+    Quantization,
+    WeightRows,
+)
 from quire_kernels.progress import progress_counter
 
 __all__ = [
     "Backend",
+    "GgufRows",
+    "GgufType",
     "KernelError",
     "KernelInputError",
     "KernelSettingError",
@@ -29,6 +37,7 @@ __all__ = [
     "embedding",
     "isa",
     "linear",
+    "pack_gguf",
     "pack_linear",
     "paged_attention",
     "rms_norm",
@@ -53,9 +62,16 @@ def pack_linear(
 
     On a CPU bf16 and fp16 keep their bits; fp32 becomes bf16 where that loses nothing, else stays.
     With "int8" each weight becomes 8 bits, and each 64 of a row share a scale (ops/linear/int8.py);
-    a weight that is not finite is a KernelInputError then.
+    with "int4" 4 bits, and each 32 share a scale and a minimum (int4.py). A weight that is not
+    finite is a KernelInputError then.
     """
     return backend(weight.device.type).pack_linear(weight, quantization)
+
+
+def pack_gguf(weight: GgufRows) -> PackedLinear:
+    """Pack a GGUF weight [N, K] for a CPU's `linear` and `embedding`, its blocks as they are: what
+    it stands for is in ops/linear/gguf.py."""
+    return backend("cpu").pack_gguf(weight)
 
 
 def linear(

@@ -15,7 +15,7 @@ from quire_kernels.ops.argmax import reference as argmax_reference
 from quire_kernels.ops.argmax.cpp import CppArgmax
 from quire_kernels.ops.linear import reference as linear_reference
 from quire_kernels.ops.linear.cpp import CppLinear
-from quire_kernels.ops.linear.packed import PackedLinear
+from quire_kernels.ops.linear.packed import GgufRows, PackedLinear
 from quire_kernels.ops.paged_attention import reference as paged_attention_reference
 from quire_kernels.ops.paged_attention.cpp import CppPagedAttention
 from quire_kernels.ops.rms_norm import reference as rms_norm_reference
@@ -41,6 +41,7 @@ class Backend:
     name: str  # "cpp", "torch" or "triton"
     isa: str  # instruction set of the CPU kernels, "torch" without them
     pack_linear: Callable[..., PackedLinear]
+    pack_gguf: Callable[[GgufRows], PackedLinear]
     linear: Callable[..., torch.Tensor]
     embedding: Callable[[torch.Tensor, PackedLinear], torch.Tensor]
     rms_norm: Callable[..., torch.Tensor]
@@ -71,6 +72,7 @@ def torch_backend() -> Backend:
         name="torch",
         isa="torch",
         pack_linear=linear_reference.pack_linear,
+        pack_gguf=linear_reference.pack_gguf,
         linear=counted(linear_reference.linear),
         embedding=counted(linear_reference.embedding),
         rms_norm=counted(rms_norm_reference.rms_norm),
@@ -97,6 +99,7 @@ def cpp_backend(isa: str) -> Backend:
         name="cpp",
         isa=isa,
         pack_linear=linear.pack,
+        pack_gguf=linear.pack_gguf,
         linear=linear.linear,
         embedding=linear.embedding,
         rms_norm=norm.rms_norm,

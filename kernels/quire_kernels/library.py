@@ -10,9 +10,12 @@ from quire_kernels.errors import KernelSettingError
 from quire_kernels.progress import progress_counter
 
 # Functions of csrc/variant.cpp that take a pointer to their packed arguments, by what they return.
-_ACTIONS = ("quire_pack", "quire_linear", "quire_rms_norm", "quire_silu_mul", "quire_argmax")
+_ACTIONS = (
+    *("quire_pack", "quire_pack_gguf", "quire_linear", "quire_rms_norm", "quire_silu_mul"),
+    "quire_argmax",
+)
 _CHECKED = (
-    *("quire_pack_int8", "quire_embedding", "quire_rope", "quire_write_kv"),
+    *("quire_pack_int8", "quire_pack_int4", "quire_embedding", "quire_rope", "quire_write_kv"),
     "quire_paged_attention",
 )
 

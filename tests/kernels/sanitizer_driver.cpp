@@ -45,12 +45,14 @@ void run_linear(int64_t format, int64_t rows, int64_t columns, int64_t depth) {
   const Buffer<float> out(rows * columns), row_of_weight(depth);
   Buffer<int64_t> ids(1);
   ids.data[0] = columns - 1;
+  const bool quantized = format == 3 || format == 4;
+  const auto quantize = format == 3 ? quire_pack_int8 : quire_pack_int4;
   const auto run = [&](const void* weight, void* panels) {
-    const PackCall pack{weight, format == 3 ? 2 : format, columns, depth, panels};
-    if (format != 3) {
+    const PackCall pack{weight, quantized ? 2 : format, columns, depth, panels};
+    if (!quantized) {
       quire_pack(&pack);
-    } else if (quire_pack_int8(&pack) != -1) {
-      fail("pack_int8 refused finite weights");
+    } else if (quantize(&pack) != -1) {
+      fail("finite weights were refused");
     }
     const LinearCall call{x.get(), depth, rows, panels, format, columns, depth, bias.get(), out.get(), columns};
     quire_linear(&call);
@@ -61,13 +63,14 @@ void run_linear(int64_t format, int64_t rows, int64_t columns, int64_t depth) {
     const auto weight = random_floats(columns * depth);
     Buffer<float> panels(num_values);
     run(weight.get(), panels.get());
-  } else if (format == 3) {
+  } else if (quantized) {
     const auto weight = random_floats(columns * depth);
-    Buffer<uint8_t> panels(num_panels * quire::Int8Panels::size(depth));
+    Buffer<uint8_t> panels(num_panels *
+                           (format == 3 ? quire::Int8Panels::size(depth) : quire::Int4Panels::size(depth)));
     run(weight.get(), panels.get());
     weight.data[columns * depth - 1] = std::numeric_limits<float>::infinity();
     const PackCall bad{weight.get(), 2, columns, depth, panels.get()};
-    if (quire_pack_int8(&bad) != columns - 1) fail("pack_int8 took a weight that is not finite");
+    if (quantize(&bad) != columns - 1) fail("a weight that is not finite was taken");
   } else {
     Buffer<uint16_t> weight(columns * depth), panels(num_values);
     for (int64_t i = 0; i < weight.size; ++i) weight.data[i] = static_cast<uint16_t>(0x3c00 + i % 97);
@@ -79,6 +82,27 @@ void run_linear(int64_t format, int64_t rows, int64_t columns, int64_t depth) {
   ids.data[0] = columns;
   const EmbeddingCall beyond{ids.get(), 1, nullptr, format, columns, depth, nullptr};
   if (quire_embedding(&beyond) != 0) fail("embedding took a row that is not there");
+}
+
+// `type` is GGUF's number of what From reads, `format` what it becomes.
+template <class From, class Panels>
+void run_gguf(int64_t type, int64_t format, int64_t rows, int64_t columns) {
+  const int64_t depth = 2 * From::kBlock, num_panels = (columns + 15) / 16;
+  Buffer<uint8_t> blocks(columns * 2 * From::kBytes), panels(num_panels * Panels::size(depth));
+  for (int64_t i = 0; i < blocks.size; ++i) blocks.data[i] = static_cast<uint8_t>(i * 7 % 61);  // small fp16 numbers
+  const PackCall pack{blocks.get(), type, columns, depth, panels.get()};
+  quire_pack_gguf(&pack);
+  const auto x = random_floats(rows * depth);
+  const Buffer<float> out(rows * columns), row_of_weight(depth);
+  const LinearCall call{x.get(), depth, rows, panels.get(), format, columns, depth, nullptr, out.get(), columns};
+  quire_linear(&call);
+  Buffer<int64_t> ids(1);
+  ids.data[0] = columns - 1;
+  const EmbeddingCall embedding{ids.get(), 1, panels.get(), format, columns, depth, row_of_weight.get()};
+  if (quire_embedding(&embedding) != -1) fail("embedding refused a row that is there");
+  double expected = 0;
+  for (int64_t k = 0; k < depth; ++k) expected += static_cast<double>(x.data[k]) * row_of_weight.data[k];
+  if (std::abs(expected - out.data[columns - 1]) > 1e-3 * (1 + std::abs(expected))) fail("gguf linear");
 }
 
 void run_rows(int64_t rows, int64_t width) {
@@ -140,8 +164,15 @@ int main() {
   quire_set_progress(progress.get());
   for (const int num_threads : {1, 3}) {
     quire_set_num_threads(num_threads);
-    for (const int64_t format : {0, 1, 2, 3}) {
-      for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 13}) run_linear(format, rows, 33, 7);
+    for (const int64_t rows : {1, 30}) {
+      run_gguf<quire::FromQ4_0, quire::Q4Panels>(2, 5, rows, 33);
+      run_gguf<quire::FromQ4_1, quire::Q4Panels>(3, 5, rows, 33);
+      run_gguf<quire::FromQ8_0, quire::Q8Panels>(8, 6, rows, 33);
+      run_gguf<quire::FromQ4_K, quire::Q4KPanels>(12, 7, rows, 33);
+      run_gguf<quire::FromQ6_K, quire::Q6KPanels>(14, 8, rows, 33);
+    }
+    for (const int64_t format : {0, 1, 2, 3, 4}) {
+      for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 13, 31}) run_linear(format, rows, 33, 7);
       run_linear(format, 9, 100, 1030);
       run_linear(format, 1, 1, 1);
       run_linear(format, 2, 17, 65);

@@ -16,6 +16,12 @@ namespace quire {
 
 constexpr int kLanes = 16;
 
+QUIRE_INLINE long long read_eight(const uint8_t* p) {
+  long long bytes;
+  std::memcpy(&bytes, p, sizeof(bytes));
+  return bytes;
+}
+
 #if defined(__AVX512F__)
 
 // Accumulators of F32x16 that a register tile may hold: 32 registers less those that feed it.
@@ -64,6 +70,16 @@ QUIRE_INLINE F32x16 widen_fp16(const uint16_t* p) {
 }
 QUIRE_INLINE F32x16 widen_int8(const int8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+QUIRE_INLINE F32x16 widen_uint8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+// 8 bytes: columns 0 to 7 in the low halves, 8 to 15 in the high ones
+QUIRE_INLINE F32x16 widen_nibbles(const uint8_t* p) {
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_set1_epi64x(read_eight(p)));
+  const __m512i shifts = _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_setzero_si256(), 0);
+  const __m512i shifted = _mm512_srlv_epi32(bytes, shifts);
+  return {_mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(15)))};
 }
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -130,6 +146,15 @@ QUIRE_INLINE __m256 widen_int8_half(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 QUIRE_INLINE F32x16 widen_int8(const int8_t* p) { return {widen_int8_half(p), widen_int8_half(p + 8)}; }
+QUIRE_INLINE __m256i zero_extend(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(read_eight(p))); }
+QUIRE_INLINE F32x16 widen_uint8(const uint8_t* p) {
+  return {_mm256_cvtepi32_ps(zero_extend(p)), _mm256_cvtepi32_ps(zero_extend(p + 8))};
+}
+QUIRE_INLINE F32x16 widen_nibbles(const uint8_t* p) {
+  const __m256i bytes = zero_extend(p);
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15))),
+          _mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4))};
+}
 
 #else
 #error "compile with AVX2, FMA and F16C at least"

@@ -4,7 +4,9 @@
 // struct.pack, a third of the cost of ten ctypes arguments. Sizes are in elements.
 
 #include "ops/argmax/kernel.h"
+#include "ops/linear/gguf.h"
 #include "ops/linear/kernel.h"
+#include "ops/linear/quantize.h"
 #include "ops/paged_attention/kernel.h"
 #include "ops/rms_norm/kernel.h"
 #include "ops/rope/kernel.h"
@@ -31,15 +33,27 @@ QUIRE_API void quire_pack(const PackCall* call) {
   });
 }
 
-// Quantizes a weight of the plain format `format` to int8 panels. The first row with a value that is not finite, or -1.
-QUIRE_API int64_t quire_pack_int8(const PackCall* call) {
+template <class To>
+int64_t pack_quantized(const PackCall& call) {
   int64_t bad = -1;
-  quire::with_plain_format(static_cast<quire::WeightFormat>(call->format), [&](auto traits) {
+  quire::with_plain_format(static_cast<quire::WeightFormat>(call.format), [&](auto traits) {
     using Stored = typename decltype(traits)::Stored;
-    bad = quire::pack_int8<decltype(traits)>(static_cast<const Stored*>(call->weight), call->num_columns, call->depth,
-                                             static_cast<uint8_t*>(call->panels));
+    bad = quire::pack_quantized<To, decltype(traits)>(static_cast<const Stored*>(call.weight), call.num_columns,
+                                                      call.depth, static_cast<uint8_t*>(call.panels));
   });
   return bad;
+}
+
+// Quantizes a weight of the plain format `format`. The first row with a value that is not finite, or -1.
+QUIRE_API int64_t quire_pack_int8(const PackCall* call) { return pack_quantized<quire::ToInt8>(*call); }
+QUIRE_API int64_t quire_pack_int4(const PackCall* call) { return pack_quantized<quire::ToInt4>(*call); }
+
+// Panels from GGUF blocks; `format` is GGUF's number of their type.
+QUIRE_API void quire_pack_gguf(const PackCall* call) {
+  quire::with_gguf_type(static_cast<quire::GgufType>(call->format), [&](auto from) {
+    quire::pack_gguf<decltype(from)>(static_cast<const uint8_t*>(call->weight), call->num_columns, call->depth,
+                                     static_cast<uint8_t*>(call->panels));
+  });
 }
 
 struct LinearCall {

@@ -2,18 +2,23 @@
 
 import ctypes
 import struct
+from dataclasses import dataclass
 
 import torch
 
 from quire_kernels.checks import bad_input
 from quire_kernels.errors import KernelInputError
-from quire_kernels.ops.linear.int8 import GROUP_SIZE, not_finite
+from quire_kernels.ops.linear.gguf import BLOCKS, check_rows
+from quire_kernels.ops.linear.groups import not_finite
 from quire_kernels.ops.linear.packed import (
     PANEL_ROWS,
+    GgufRows,
+    GgufType,
     PackedLinear,
     Quantization,
     WeightFormat,
     WeightRows,
+    row_chunks,
 )
 
 # WeightFormat in kernel.h
@@ -22,6 +27,11 @@ _CODES: dict[WeightFormat, int] = {
     "panels-fp16": 1,
     "panels-fp32": 2,
     "panels-int8": 3,
+    "panels-int4": 4,
+    "panels-q4": 5,
+    "panels-q8": 6,
+    "panels-q4_k": 7,
+    "panels-q6_k": 8,
 }
 # What they are made from. A weight in another dtype is taken as float32.
 _DTYPES: dict[WeightFormat, torch.dtype] = {
@@ -32,6 +42,38 @@ _DTYPES: dict[WeightFormat, torch.dtype] = {
 _FORMATS: dict[torch.dtype, WeightFormat] = {
     torch.bfloat16: "panels-bf16",
     torch.float16: "panels-fp16",
+}
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Bytes of a panel of small integers: `header` before each `size` of k, `row` at each k."""
+
+    size: int
+    header: int
+    row: int
+
+    def panel_bytes(self, depth: int) -> int:
+        return -(-depth // self.size) * self.header + depth * self.row
+
+
+# As in grouped.h; a K format's 256 of k count as one group, its inner scales in the header.
+_GROUPS: dict[WeightFormat, _Groups] = {
+    "panels-int8": _Groups(64, 32, 16),
+    "panels-int4": _Groups(32, 64, 8),
+    "panels-q4": _Groups(32, 64, 8),
+    "panels-q8": _Groups(32, 32, 16),
+    "panels-q4_k": _Groups(256, 64 + 8 * 32, 8),
+    "panels-q6_k": _Groups(256, 32 + 16 * 16, 16),
+}
+
+
+_FROM_GGUF: dict[GgufType, WeightFormat] = {
+    "Q4_0": "panels-q4",
+    "Q4_1": "panels-q4",
+    "Q8_0": "panels-q8",
+    "Q4_K": "panels-q4_k",
+    "Q6_K": "panels-q6_k",
 }
 # the calls' arguments as csrc/variant.cpp lays them out
 _PACK = struct.Struct("5q").pack
@@ -44,19 +86,20 @@ class CppLinear:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._pack = library.quire_pack
-        self._pack_int8 = library.quire_pack_int8
+        self._quantize_to = {"int8": library.quire_pack_int8, "int4": library.quire_pack_int4}
+        self._pack_gguf = library.quire_pack_gguf
         self._linear = library.quire_linear
         self._embedding = library.quire_embedding
 
     def pack(
         self, weight: torch.Tensor | WeightRows, quantization: Quantization | None = None
     ) -> PackedLinear:
-        """Panels of a weight [N, K] in the narrowest format that loses nothing, or in int8."""
+        """Panels of a weight [N, K] in the narrowest format that loses nothing, or quantized."""
         rows = WeightRows.of(weight)
         if rows.device.type != "cpu":
             raise KernelInputError(f"weight must be on the CPU, got one on {rows.device}")
-        if quantization == "int8":
-            return self._quantized(rows)
+        if quantization is not None:
+            return self._quantized(rows, quantization)
         own_format = _FORMATS.get(rows.dtype)
         if own_format is None:
             # Most weights that bf16 cannot hold show it in their first rows.
@@ -80,23 +123,29 @@ class CppLinear:
             self._pack(_PACK(source.data_ptr(), code, len(source), depth, place))
         return PackedLinear(rows.shape, panel_format, panels, panels.data_ptr(), code)
 
-    def _quantized(self, rows: WeightRows) -> PackedLinear:
-        depth = rows.shape[1]
-        scale_bytes = -(-depth // GROUP_SIZE) * PANEL_ROWS * torch.bfloat16.itemsize
-        panels = torch.empty(
-            (_num_panels(rows), scale_bytes + depth * PANEL_ROWS), dtype=torch.uint8
-        )
+    def _quantized(self, rows: WeightRows, quantization: Quantization) -> PackedLinear:
+        becomes: WeightFormat = "panels-int8" if quantization == "int8" else "panels-int4"
+        packed, quantize = _empty_panels(becomes, rows.shape), self._quantize_to[quantization]
         for begin, chunk in rows.chunks():
             source_format = _FORMATS.get(chunk.dtype, "panels-fp32")
             source = chunk.to(_DTYPES[source_format]).contiguous()
-            place = panels[begin // PANEL_ROWS :].data_ptr()
-            code = _CODES[source_format]
-            bad = self._pack_int8(_PACK(source.data_ptr(), code, len(source), depth, place))
+            place = packed.data[begin // PANEL_ROWS :].data_ptr()
+            code, depth = _CODES[source_format], rows.shape[1]
+            bad = quantize(_PACK(source.data_ptr(), code, len(source), depth, place))
             if bad >= 0:
                 raise not_finite(begin + bad)
-        return PackedLinear(
-            rows.shape, "panels-int8", panels, panels.data_ptr(), _CODES["panels-int8"]
-        )
+        return packed
+
+    def pack_gguf(self, weight: GgufRows) -> PackedLinear:
+        """See quire_kernels.pack_gguf."""
+        packed, depth = _empty_panels(_FROM_GGUF[weight.gguf_type], weight.shape), weight.shape[1]
+        number = BLOCKS[weight.gguf_type].number
+        for begin, end in row_chunks(weight.shape):
+            blocks = weight.read(begin, end).contiguous()
+            check_rows(blocks, weight.gguf_type, depth)
+            place = packed.data[begin // PANEL_ROWS :].data_ptr()
+            self._pack_gguf(_PACK(blocks.data_ptr(), number, len(blocks), depth, place))
+        return packed
 
     def linear(
         self,
@@ -158,6 +207,13 @@ class CppLinear:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.dtype is torch.float32 and tensor.is_contiguous()
+
+
+def _empty_panels(panel_format: WeightFormat, shape: tuple[int, int]) -> PackedLinear:
+    """Panels of small integers, still to be filled."""
+    size = _GROUPS[panel_format].panel_bytes(shape[1])
+    data = torch.empty((-(-shape[0] // PANEL_ROWS), size), dtype=torch.uint8)
+    return PackedLinear(shape, panel_format, data, data.data_ptr(), _CODES[panel_format])
 
 
 def _num_panels(rows: WeightRows) -> int:

@@ -1,33 +1,46 @@
-// x @ weight.T over panels of 16 output columns, [ceil(N/16)][K][16], in bf16, fp16, fp32 or int8 (int8.h).
+// x @ weight.T over panels of 16 output columns, [ceil(N/16)][K][16], in bf16, fp16, fp32 or small integers
+// (grouped.h).
 //
-// Each output element is one chain of fused multiply-adds over k = 0, 1, ..., K-1 (int8: one a group of k, and one over
-// the groups), then the bias: the same bits whatever T, the thread count, the block sizes below and the instruction set
-// are.
+// Each output element is one chain of fused multiply-adds over k = 0, 1, ..., K-1 (grouped: one a group of k, and one
+// over the groups), then the bias: the same bits whatever T, the thread count, the block sizes below and the
+// instruction set are.
 #pragma once
 
 #include <algorithm>
 
 #include "csrc/parallel.h"
 #include "csrc/tile.h"
-#include "ops/linear/int8.h"
+#include "ops/linear/grouped.h"
 
 namespace quire {
 
-enum class WeightFormat : int32_t { kBf16 = 0, kFp16 = 1, kFp32 = 2, kInt8 = 3 };
+enum class WeightFormat : int32_t {
+  kBf16 = 0,
+  kFp16 = 1,
+  kFp32 = 2,
+  kInt8 = 3,
+  kInt4 = 4,
+  kQ4 = 5,
+  kQ8 = 6,
+  kQ4K = 7,
+  kQ6K = 8,
+};
 
 // Panels of one value for each k and column; Format says how a value is stored.
 template <class Format>
 struct PlainPanels {
   static constexpr int64_t kDepthUnit = 1;  // blocks of k begin at multiples of it
+  static constexpr bool kHasMinimum = false;
+  static constexpr bool kWidensOnce = false;
 
   // of Stored in a panel
   static constexpr int64_t size(int64_t depth) { return depth * kLanes; }
 
-  // acc += x[., begin:end] times the panels at `first` and beside it, panel_size apart
+  // acc += rows[., begin:end] times the panels at `first` and beside it, panel_size apart
   template <int ROWS, int VECTORS, class Stored>
-  static QUIRE_INLINE void accumulate(Tile<ROWS, VECTORS>& acc, const float* x, int64_t ldx, const Stored* first,
+  static QUIRE_INLINE void accumulate(Tile<ROWS, VECTORS>& acc, const Rows& rows, const Stored* first,
                                       int64_t panel_size, int64_t begin, int64_t end) {
-    multiply_add<ROWS, VECTORS>(acc, x, ldx, begin, end,
+    multiply_add<ROWS, VECTORS>(acc, rows.x, rows.ldx, begin, end,
                                 [&](int64_t k, int v) { return Format::widen(first + v * panel_size + k * kLanes); });
   }
 
@@ -73,15 +86,22 @@ void with_plain_format(WeightFormat format, const F& f) {
     case WeightFormat::kBf16: return f(Bf16Panels{});
     case WeightFormat::kFp16: return f(Fp16Panels{});
     case WeightFormat::kFp32: return f(Fp32Panels{});
-    case WeightFormat::kInt8: return;
+    default: return;
   }
 }
 
 // f(panels) with the traits of `format`.
 template <class F>
 void with_format(WeightFormat format, const F& f) {
-  if (format == WeightFormat::kInt8) return f(Int8Panels{});
-  with_plain_format(format, f);
+  switch (format) {
+    case WeightFormat::kInt8: return f(Int8Panels{});
+    case WeightFormat::kInt4: return f(Int4Panels{});
+    case WeightFormat::kQ4: return f(Q4Panels{});
+    case WeightFormat::kQ8: return f(Q8Panels{});
+    case WeightFormat::kQ4K: return f(Q4KPanels{});
+    case WeightFormat::kQ6K: return f(Q6KPanels{});
+    default: return with_plain_format(format, f);
+  }
 }
 
 template <class Panels>
@@ -101,6 +121,16 @@ struct Linear {
   static constexpr int64_t kGroup = 4;            // panels that one step works on
   static constexpr int64_t kDepthBlock = 1024;    // of k: x's tile and a panel stay near the core
   static constexpr int64_t kBlockFloats = 49152;  // of x: 192 KiB of the 512 KiB or more of an L2 cache
+  static constexpr int64_t kMaxSums = kBlockFloats / 32;
+  static constexpr int64_t kManyTiles = 4;  // from here on small integers are widened once for all tiles of rows
+  static_assert(!Panels::kHasMinimum || Panels::kDepthUnit >= kBlockFloats / kMaxSums);
+
+  // What one task computes of out, over a part of k.
+  struct Block {
+    int64_t row, row_end, panel, panel_end, begin, end;
+    const float* sums;  // of x, [row_end - row, num_sums], a group of k each
+    int64_t num_sums;
+  };
 
   int64_t num_panels() const { return (num_columns + kLanes - 1) / kLanes; }
 
@@ -119,55 +149,94 @@ struct Linear {
       const int64_t row_end = std::min(row + row_step, num_rows);
       const int64_t panel_end = std::min(panel + kGroup, num_panels());
       for (int64_t k = 0; k < std::max<int64_t>(depth, 1); k += depth_step) {
-        block(row, row_end, panel, panel_end, k, std::min(k + depth_step, depth));
+        block({row, row_end, panel, panel_end, k, std::min(k + depth_step, depth), nullptr, 0});
       }
     });
   }
 
-  void block(int64_t row, int64_t row_end, int64_t panel, int64_t panel_end, int64_t begin, int64_t end) const {
-    const int64_t full_end = row + (row_end - row) / kTileRows * kTileRows;
-    columns<kTileRows>(row, full_end, panel, panel_end, begin, end);
-    if (full_end < row_end) {
-      with_rows(static_cast<int>(row_end - full_end),
-                [&](auto rows) { columns<decltype(rows)::value>(full_end, row_end, panel, panel_end, begin, end); });
+  void block(Block b) const {
+    float sums[Panels::kHasMinimum ? kMaxSums : 1];
+    if constexpr (Panels::kHasMinimum) {
+      b.num_sums = (b.end - b.begin + Panels::kDepthUnit - 1) / Panels::kDepthUnit;
+      b.sums = sums;
+      for (int64_t r = b.row; r < b.row_end; ++r) {
+        sum_groups<Panels::kDepthUnit>(x + r * ldx, b.begin, b.end, sums + (r - b.row) * b.num_sums);
+      }
+    }
+    const int64_t full_end = b.row + (b.row_end - b.row) / kTileRows * kTileRows;
+    if constexpr (Panels::kWidensOnce) {
+      if (full_end - b.row >= kManyTiles * kTileRows) {
+        widened_columns(b, full_end);
+      } else {
+        columns<kTileRows>(b, b.row, full_end);
+      }
+    } else {
+      columns<kTileRows>(b, b.row, full_end);
+    }
+    if (full_end < b.row_end) {
+      with_rows(static_cast<int>(b.row_end - full_end),
+                [&](auto rows) { columns<decltype(rows)::value>(b, full_end, b.row_end); });
     }
   }
 
   // rows [row, row_end), a multiple of ROWS
   template <int ROWS>
-  void columns(int64_t row, int64_t row_end, int64_t panel, int64_t panel_end, int64_t begin, int64_t end) const {
+  void columns(const Block& b, int64_t row, int64_t row_end) const {
     constexpr int kVectors = tile_vectors(ROWS);
-    for (; panel + kVectors <= panel_end; panel += kVectors) {
-      for (int64_t r = row; r < row_end; r += ROWS) tile<ROWS, kVectors>(r, panel, begin, end);
+    const int64_t panel_size = Panels::size(depth);
+    const auto run_tile = [&](int64_t r, int64_t panel, auto vectors) {
+      tile<ROWS, decltype(vectors)::value>(b, r, panel, [&](auto& acc) {
+        Panels::template accumulate<ROWS, decltype(vectors)::value>(acc, rows_at(b, r), panels + panel * panel_size,
+                                                                    panel_size, b.begin, b.end);
+      });
+    };
+    int64_t panel = b.panel;
+    for (; panel + kVectors <= b.panel_end; panel += kVectors) {
+      for (int64_t r = row; r < row_end; r += ROWS) run_tile(r, panel, std::integral_constant<int, kVectors>{});
     }
-    for (; panel < panel_end; ++panel) {
-      for (int64_t r = row; r < row_end; r += ROWS) tile<ROWS, 1>(r, panel, begin, end);
+    for (; panel < b.panel_end; ++panel) {
+      for (int64_t r = row; r < row_end; r += ROWS) run_tile(r, panel, std::integral_constant<int, 1>{});
     }
   }
 
-  template <int ROWS, int VECTORS>
-  void tile(int64_t row, int64_t panel, int64_t begin, int64_t end) const {
+  // Whole tiles of many rows: each panel's values are widened once.
+  void widened_columns(const Block& b, int64_t row_end) const {
+    float* widened = scratch(static_cast<size_t>((b.end - b.begin) * kLanes));
+    for (int64_t panel = b.panel; panel < b.panel_end; ++panel) {
+      const Stored* packed = panels + panel * Panels::size(depth);
+      Panels::widen(packed, b.begin, b.end, widened);
+      for (int64_t r = b.row; r < row_end; r += kTileRows) {
+        tile<kTileRows, 1>(b, r, panel, [&](auto& acc) {
+          Panels::template accumulate_widened<kTileRows>(acc, rows_at(b, r), packed, widened, b.begin, b.end);
+        });
+      }
+    }
+  }
+
+  template <int ROWS, int VECTORS, class Accumulate>
+  QUIRE_INLINE void tile(const Block& b, int64_t row, int64_t panel, const Accumulate& accumulate) const {
     Tile<ROWS, VECTORS> acc;
-    if (begin == 0) {
+    if (b.begin == 0) {
       clear<ROWS, VECTORS>(acc);
     } else {
       each<ROWS, VECTORS>([&](int r, int v) { acc[r][v] = load_some(place(row + r, panel + v), width(panel + v)); });
     }
-    const int64_t panel_size = Panels::size(depth);
-    Panels::template accumulate<ROWS, VECTORS>(acc, x + row * ldx, ldx, panels + panel * panel_size, panel_size, begin,
-                                               end);
-    if (bias != nullptr && end == depth) {
+    accumulate(acc);
+    if (bias != nullptr && b.end == depth) {
       each<ROWS, VECTORS>(
           [&](int r, int v) { acc[r][v] = add(acc[r][v], load_some(bias + (panel + v) * kLanes, width(panel + v))); });
     }
     each<ROWS, VECTORS>([&](int r, int v) { store_some(place(row + r, panel + v), acc[r][v], width(panel + v)); });
   }
 
+  Rows rows_at(const Block& b, int64_t row) const {
+    return {x + row * ldx, ldx, b.sums + (row - b.row) * b.num_sums, b.num_sums};
+  }
   float* place(int64_t row, int64_t panel) const { return out + row * ldo + panel * kLanes; }
   int64_t width(int64_t panel) const { return num_columns - panel * kLanes; }
 };
 
-// panels[ceil(N/16)][K][16] from weight [N, K], missing columns zero
+// panels[ceil(N/16)][K][16] from weight [N, K] of one of the plain formats, missing columns zero
 template <class Panels>
 void pack(const typename Panels::Stored* weight, int64_t num_columns, int64_t depth, typename Panels::Stored* panels) {
   const int64_t num_panels = (num_columns + kLanes - 1) / kLanes;

@@ -11,15 +11,30 @@ from quire_kernels.checks import bad_input
 # How `data` is laid out:
 #   dense         [N, K], any floating dtype
 #   dense-int8    [N, K] int8, with `scales` [N, ceil(K/64)] bfloat16
+#   dense-int4    [N, K] uint8, with `scales` and `minimums` [N, ceil(K/32)] bfloat16
 #   panels-bf16   [ceil(N/16), K, 16] int16, bits of bf16, columns interleaved 0 8 1 9 ... 7 15
 #   panels-fp16   [ceil(N/16), K, 16] int16, bits of fp16, columns in order
 #   panels-fp32   [ceil(N/16), K, 16] float32, columns in order
 #   panels-int8   [ceil(N/16), bytes of a panel] uint8: for each 64 of K 16 bf16 scales, columns
 #                 interleaved, then [64, 16] int8 values; the last group is as long as K leaves it
+#   panels-int4   likewise, for each 32 of K: scales, minimums, [32, 8] bytes of two values
+#   panels-q4 ... the same with GGUF's own scales, see ops/linear/grouped.h
 WeightFormat: TypeAlias = Literal[
-    "dense", "dense-int8", "panels-bf16", "panels-fp16", "panels-fp32", "panels-int8"
+    "dense",
+    "dense-int8",
+    "dense-int4",
+    "panels-bf16",
+    "panels-fp16",
+    "panels-fp32",
+    "panels-int8",
+    "panels-int4",
+    "panels-q4",
+    "panels-q8",
+    "panels-q4_k",
+    "panels-q6_k",
 ]
-Quantization: TypeAlias = Literal["int8"]
+Quantization: TypeAlias = Literal["int8", "int4"]
+GgufType: TypeAlias = Literal["Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K"]
 
 PANEL_ROWS = 16
 VALUES_AT_ONCE = 1 << 18  # of a weight that is packed: 1 MiB in float32
@@ -37,12 +52,13 @@ class PackedLinear:
     )
     code: int = 0
     scales: torch.Tensor | None = None
+    minimums: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes that the packed weight takes, padding included."""
-        parts = [self.data] if self.scales is None else [self.data, self.scales]
-        return sum(part.numel() * part.element_size() for part in parts)
+        parts = (self.data, self.scales, self.minimums)
+        return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,22 @@ class WeightRows:
 
     def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """All rows in order, whole panels of them at a time: the first one's number, and they."""
-        num_rows, depth = self.shape
-        panels = max(1, VALUES_AT_ONCE // (PANEL_ROWS * max(1, depth)))
-        for begin in range(0, num_rows, panels * PANEL_ROWS):
-            yield begin, self.read(begin, min(begin + panels * PANEL_ROWS, num_rows))
+        for begin, end in row_chunks(self.shape):
+            yield begin, self.read(begin, end)
+
+
+@dataclass(frozen=True)
+class GgufRows:
+    """A weight [N, K] in GGUF's blocks, read some rows at a time."""
+
+    shape: tuple[int, int]
+    gguf_type: GgufType
+    read: Callable[[int, int], torch.Tensor]  # rows [begin, end) as uint8 [rows, bytes of a row]
+
+
+def row_chunks(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of all rows of [N, K] in order, whole panels of them at a time."""
+    num_rows, depth = shape
+    panels = max(1, VALUES_AT_ONCE // (PANEL_ROWS * max(1, depth)))
+    for begin in range(0, num_rows, panels * PANEL_ROWS):
+        yield begin, min(begin + panels * PANEL_ROWS, num_rows)

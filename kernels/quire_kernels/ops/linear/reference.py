@@ -3,14 +3,21 @@
 import torch
 import torch.nn.functional as F
 
-from quire_kernels.ops.linear.int8 import GROUP_SIZE, dequantize_int8, quantize_int8
-from quire_kernels.ops.linear.packed import PackedLinear, Quantization, WeightRows
+from quire_kernels.ops.linear import int4, int8
+from quire_kernels.ops.linear.gguf import dequantize
+from quire_kernels.ops.linear.packed import (
+    GgufRows,
+    PackedLinear,
+    Quantization,
+    WeightRows,
+    row_chunks,
+)
 
 
 def pack_linear(
     weight: torch.Tensor | WeightRows, quantization: Quantization | None = None
 ) -> PackedLinear:
-    """Keep a weight [N, K] as it is, or as int8 values and their scales."""
+    """Keep a weight [N, K] as it is, or as small values, their scales and minimums."""
     if isinstance(weight, torch.Tensor) and quantization is None:
         num_rows, depth = weight.shape
         return PackedLinear((num_rows, depth), "dense", weight.detach().contiguous())
@@ -20,18 +27,40 @@ def pack_linear(
         for begin, chunk in rows.chunks():
             data[begin : begin + len(chunk)] = chunk
         return PackedLinear(rows.shape, "dense", data)
-    return _quantized(rows)
+    return _in_int8(rows) if quantization == "int8" else _in_int4(rows)
 
 
-def _quantized(rows: WeightRows) -> PackedLinear:
-    num_rows, depth = rows.shape
+def pack_gguf(weight: GgufRows) -> PackedLinear:
+    """Dense, in the float32 that the blocks stand for."""
+    data = torch.empty(weight.shape)
+    for begin, end in row_chunks(weight.shape):
+        blocks = weight.read(begin, end)
+        data[begin:end] = dequantize(blocks, weight.gguf_type, weight.shape[1])
+    return PackedLinear(weight.shape, "dense", data)
+
+
+def _in_int8(rows: WeightRows) -> PackedLinear:
     values = torch.empty(rows.shape, dtype=torch.int8, device=rows.device)
-    num_groups = -(-depth // GROUP_SIZE)
-    scales = torch.empty(num_rows, num_groups, dtype=torch.bfloat16, device=rows.device)
+    scales = _a_group(rows, int8.GROUP_SIZE)
     for begin, chunk in rows.chunks():
         place = slice(begin, begin + len(chunk))
-        values[place], scales[place] = quantize_int8(chunk, begin)
+        values[place], scales[place] = int8.quantize_int8(chunk, begin)
     return PackedLinear(rows.shape, "dense-int8", values, scales=scales)
+
+
+def _in_int4(rows: WeightRows) -> PackedLinear:
+    values = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
+    scales, minimums = _a_group(rows, int4.GROUP_SIZE), _a_group(rows, int4.GROUP_SIZE)
+    for begin, chunk in rows.chunks():
+        place = slice(begin, begin + len(chunk))
+        values[place], scales[place], minimums[place] = int4.quantize_int4(chunk, begin)
+    return PackedLinear(rows.shape, "dense-int4", values, scales=scales, minimums=minimums)
+
+
+def _a_group(rows: WeightRows, size: int) -> torch.Tensor:
+    """Room for one bfloat16 for each row and group."""
+    num_rows, depth = rows.shape
+    return torch.empty(num_rows, -(-depth // size), dtype=torch.bfloat16, device=rows.device)
 
 
 def linear(
@@ -41,16 +70,25 @@ def linear(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x [T, K] times weight [N, K] transposed, in x's dtype."""
-    dense = _dense(weight.data, weight.scales).to(x.dtype)
+    dense = _dense(weight.data, weight.scales, weight.minimums).to(x.dtype)
     result = F.linear(x, dense, None if bias is None else bias.to(x.dtype))
     return result if out is None else out.copy_(result)
 
 
 def embedding(ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
     """Rows `ids` [T] of the weight [N, K]: float32 on a CPU, the weight's dtype elsewhere."""
-    rows = _dense(weight.data[ids], None if weight.scales is None else weight.scales[ids])
+    scales, minimums = (
+        None if part is None else part[ids] for part in (weight.scales, weight.minimums)
+    )
+    rows = _dense(weight.data[ids], scales, minimums)
     return rows.float() if rows.device.type == "cpu" else rows
 
 
-def _dense(data: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
-    return data if scales is None else dequantize_int8(data, scales)
+def _dense(
+    data: torch.Tensor, scales: torch.Tensor | None, minimums: torch.Tensor | None
+) -> torch.Tensor:
+    if scales is None:
+        return data
+    if minimums is None:
+        return int8.dequantize_int8(data, scales)
+    return int4.dequantize_int4(data, scales, minimums)
