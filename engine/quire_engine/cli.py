@@ -75,7 +75,9 @@ def serve(
     ] = "auto",
     quantization: Annotated[
         Quantization | None,
-        typer.Option(help="int8: half the bytes of bfloat16, on a CPU. Default: as stored."),
+        typer.Option(
+            help="int8, int4: half or a third of bfloat16's bytes, on a CPU. Default: as stored."
+        ),
     ] = None,
     device: Annotated[Device, typer.Option(help="auto: the GPU where there is one.")] = "auto",
     load_format: Annotated[LoadFormat, typer.Option(help="dummy: random weights.")] = "auto",

@@ -8,7 +8,7 @@ import msgspec
 from quire_engine.errors import ConfigError
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization: TypeAlias = Literal["int8"]
+Quantization: TypeAlias = Literal["int8", "int4"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 LoadFormat: TypeAlias = Literal["auto", "dummy"]
 VerifyMode: TypeAlias = Literal["auto", "always", "never"]
@@ -68,8 +68,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     float32 activations (widening bf16 in registers loses nothing), on a GPU bfloat16."""
 
     quantization: Quantization | None = None
-    """What float weights are rounded to while they are loaded, embedding and head included. int8:
-    one scale for every 64 of a row, half the bytes of bfloat16; on a CPU only. None: nothing."""
+    """What float weights are rounded to while they are loaded, on a CPU only. int8: one scale for
+    every 64 of a row, half the bytes of bfloat16. int4: a scale and a minimum for every 32, a third
+    of the bytes; embedding and head in int8. None: nothing."""
 
     device: Device = "auto"
     """auto: the GPU where there is one, else the CPU."""

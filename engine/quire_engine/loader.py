@@ -1,10 +1,12 @@
 """A model's files into a packed Decoder: fused QKV and gate-up, names and shapes checked."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from itertools import accumulate
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from quire_engine.models.config import ModelConfig
 from quire_engine.models.decoder import Decoder, DecoderWeights, LayerWeights
 from quire_engine.models.rope import cos_sin_table
 from quire_engine.models.shapes import check_names, expected_shapes
+from quire_engine.weight_facts import quantization_of
 from quire_engine.weight_files import (
     GgufSource,
     RandomSource,
@@ -28,6 +31,7 @@ from quire_engine.weight_files import (
     WeightSource,
 )
 
+ReadRows: TypeAlias = Callable[[int, int], Tensor]
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,7 +72,7 @@ def load_model(
     return LoadedModel(
         decoder=Decoder(model, weights),
         weight_bytes=weight_bytes(weights),
-        weight_dtype=config.quantization or str(reader.matrix_dtype).removeprefix("torch."),
+        weight_dtype=config.quantization or reader.matrix_format,
         activation_dtype=activation_dtype,
         device=device,
     )
@@ -124,7 +128,13 @@ class _Reader:
         self._activation_dtype = activation_dtype
         self._quantization = quantization
         self._on_tensor = on_tensor
-        self.matrix_dtype = weight_dtype
+        self._bytes: Counter[str] = Counter()
+
+    @property
+    def matrix_format(self) -> str:
+        """What most of the matrices, by bytes, have become."""
+        [(name, _)] = self._bytes.most_common(1)
+        return name
 
     def has(self, name: str) -> bool:
         """Whether the model has tensor `name`."""
@@ -133,14 +143,21 @@ class _Reader:
     def matrix(self, *names: str) -> kernels.PackedLinear:
         """The matrices `names`, one under the other, packed. ModelUnsupported where an infinity or
         a NaN among them cannot be quantized."""
-        weight = self._stacked([self._tensor(name) for name in names])
-        self.matrix_dtype = weight.dtype
+        parts = [self._tensor(name) for name in names]
         try:
-            return kernels.pack_linear(weight, self._quantization)
+            blocks = self._stacked_blocks(parts)
+            if blocks is not None:
+                packed, becomes = kernels.pack_gguf(blocks), str(blocks.gguf_type)
+            else:
+                weight = self._stacked(parts)
+                packed = kernels.pack_linear(weight, quantization_of(names, self._quantization))
+                becomes = str(weight.dtype).removeprefix("torch.")
         except kernels.KernelInputError as error:
             raise ModelUnsupported(
                 f"{' and '.join(names)} must be weights that can be packed: {error}"
             ) from error
+        self._bytes[becomes] += packed.nbytes
+        return packed
 
     def vector(self, *names: str) -> Tensor:
         """The vectors `names`, one after the other, in the activations' dtype."""
@@ -163,21 +180,41 @@ class _Reader:
             )
         return tensor
 
+    def _stacked_blocks(self, parts: list[StoredTensor]) -> kernels.GgufRows | None:
+        """The parts, one under the other, in the blocks of their GGUF: on a CPU, and where all of
+        them have blocks of one type."""
+        blocks = [part.blocks for part in parts if part.blocks is not None]
+        types = {each.gguf_type for each in blocks}
+        on_cpu = self._device.type == "cpu" and self._weight_dtype is None
+        if len(blocks) < len(parts) or len(types) > 1 or not on_cpu:
+            return None
+        read = self._one_under_the_other([(each.shape[0], each.read) for each in blocks])
+        rows = sum(each.shape[0] for each in blocks)
+        return kernels.GgufRows((rows, blocks[0].shape[1]), types.pop(), read)
+
     def _stacked(self, parts: list[StoredTensor]) -> kernels.WeightRows:
         """The parts, one under the other, in one dtype."""
         dtype = self._weight_dtype or reduce(torch.promote_types, (part.dtype for part in parts))
-        starts = list(accumulate((part.shape[0] for part in parts), initial=0))
+        stacked = self._one_under_the_other([(part.shape[0], part.rows) for part in parts], dtype)
+        rows = sum(part.shape[0] for part in parts)
+        return kernels.WeightRows((rows, parts[0].shape[1]), dtype, self._device, stacked)
+
+    def _one_under_the_other(
+        self, parts: list[tuple[int, ReadRows]], dtype: torch.dtype = torch.uint8
+    ) -> ReadRows:
+        """Reads rows of several parts, each with its number of rows, as of one."""
+        starts = list(accumulate((num_rows for num_rows, _ in parts), initial=0))
 
         def read(begin: int, end: int) -> Tensor:
             pieces = []
-            for part, start in zip(parts, starts, strict=False):
-                first, last = max(begin - start, 0), min(end - start, part.shape[0])
+            for (num_rows, rows), start in zip(parts, starts, strict=False):
+                first, last = max(begin - start, 0), min(end - start, num_rows)
                 if first < last:
-                    pieces.append(part.rows(first, last).to(self._device, dtype))
+                    pieces.append(rows(first, last).to(self._device, dtype))
                     self._on_tensor()
             return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-        return kernels.WeightRows((starts[-1], parts[0].shape[1]), dtype, self._device, read)
+        return read
 
 
 def _weights(model: ModelConfig, reader: _Reader, num_positions: int) -> DecoderWeights:

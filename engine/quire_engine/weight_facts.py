@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from quire_engine.config import EngineConfig
+from quire_engine.config import EngineConfig, Quantization
 from quire_engine.errors import ConfigError, ModelUnsupported
 from quire_engine.models.config import ModelConfig
 from quire_engine.models.shapes import check_names, expected_shapes
@@ -28,8 +28,27 @@ DeviceKind: TypeAlias = Literal["cpu", "cuda"]
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOAT_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' and GGUF's
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A GGUF type's values once packed, and their bytes."""
+
+    num_values: int
+    num_bytes: int
+
+
+# As the CPU kernels' panels have them: Q4_0 gets minimums, Q6_K a byte a value.
+PACKED_BLOCKS = {
+    "Q4_0": Blocks(32, 20),
+    "Q4_1": Blocks(32, 20),
+    "Q8_0": Blocks(32, 34),
+    "Q4_K": Blocks(256, 148),
+    "Q6_K": Blocks(256, 274),
+}
 PANEL_ROWS = 16  # the CPU kernels' panels: the last one is filled up with zeros
 INT8_GROUP = 64  # int8 values of a row that share one bfloat16 scale
+INT4_GROUP = 32  # int4 values of a row that share one, and a minimum
 
 
 @dataclass(frozen=True)
@@ -143,13 +162,29 @@ def matrix_bytes(
 ) -> int:
     """One packed matrix of tensors stored in these formats."""
     rows = -(-matrix.rows // PANEL_ROWS) * PANEL_ROWS if device == "cpu" else matrix.rows
-    if engine.quantization == "int8":
+    method = quantization_of(matrix.names, engine.quantization)
+    if method == "int8":
         scales = -(-matrix.columns // INT8_GROUP)
         return rows * (matrix.columns + scales * DTYPE_BYTES["bfloat16"])
+    if method == "int4":
+        scales_and_minimums = 2 * -(-matrix.columns // INT4_GROUP)
+        pairs = rows // 2  # of values, in a byte
+        return pairs * matrix.columns + rows * scales_and_minimums * DTYPE_BYTES["bfloat16"]
     dtypes = {_loaded_dtype(dtype, engine, device) for dtype in stored}
+    if len(dtypes) == 1 and (blocks := PACKED_BLOCKS.get(min(dtypes))) is not None:
+        return rows * matrix.columns // blocks.num_values * blocks.num_bytes
+    dtypes = {dtype if dtype in DTYPE_BYTES else "bfloat16" for dtype in dtypes}
     # what bfloat16 and float16 have in common is float32
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     return rows * matrix.columns * DTYPE_BYTES[dtype]
+
+
+def quantization_of(names: Iterable[str], wanted: Quantization | None) -> Quantization | None:
+    """What the matrix of these tensors is rounded to. int4 leaves embedding and head in int8: they
+    alone turn tokens to numbers and back, and each of their rows stands for one token."""
+    if wanted == "int4" and not all(name.startswith("model.layers.") for name in names):
+        return "int8"
+    return wanted
 
 
 def require_quantizable(
@@ -193,19 +228,20 @@ def weight_dtype(weights: WeightFacts, engine: EngineConfig, device: DeviceKind)
         return engine.quantization
     if engine.dtype != "auto" and not (device == "cpu" and engine.dtype == "float32"):
         return engine.dtype
-    if device == "cuda" or weights.dtype not in DTYPE_BYTES:
-        return "bfloat16"
-    return weights.dtype
+    if device == "cpu" and weights.dtype in (*DTYPE_BYTES, *PACKED_BLOCKS):
+        return weights.dtype
+    return "bfloat16"
 
 
 def _loaded_dtype(stored: str, engine: EngineConfig, device: DeviceKind) -> str:
     """The format of a tensor once loaded. On a CPU narrow values are widened in registers, so that
-    neither auto nor float32 makes them larger; a GGUF's blocks become bfloat16."""
+    neither auto nor float32 makes them larger; a GGUF's blocks stay what they are there, if all of
+    a matrix are of one type, and become bfloat16 elsewhere."""
     if engine.dtype != "auto" and not (device == "cpu" and engine.dtype == "float32"):
         return engine.dtype
     if device == "cuda":
         return "bfloat16"
-    return FLOAT_NAMES.get(stored, "bfloat16")
+    return FLOAT_NAMES.get(stored, stored if stored in PACKED_BLOCKS else "bfloat16")
 
 
 def _check_size(tensor: TensorFacts, shape: tuple[int, ...]) -> None:

@@ -7,7 +7,7 @@ before a byte is used, so that a half-written or cut file is ModelCorrupt and no
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+import quire_kernels as kernels
 from quire_engine.errors import ModelCorrupt
 from quire_engine.gguf import Floats, GgufFile
+from quire_engine.gguf_header import GgufTensor
 from quire_engine.gguf_names import hugging_face_name
 from quire_engine.safetensors_header import whole_file_header
 from quire_engine.shards import shards_of, tensors_in
 
+_PACKED_TYPES: dict[str, kernels.GgufType] = {name: name for name in get_args(kernels.GgufType)}
 _FLOATS = {"F32": torch.float32, "F16": torch.float16}  # of a GGUF; all else becomes bfloat16
 
 
@@ -31,6 +34,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     rows: Callable[[int, int], Tensor]
+    blocks: kernels.GgufRows | None = None
+    """The same matrix as a GGUF has it, where the kernels take it so."""
 
     def whole(self) -> Tensor:
         """All of it: for vectors."""
@@ -114,7 +119,20 @@ class GgufSource:
             picked = stored[begin:end] if order is None else stored[order[begin:end]]
             return _tensor(self._file.widen(gguf_name, picked)).to(dtype)
 
-        return StoredTensor(entry.shape, dtype, rows)
+        return StoredTensor(entry.shape, dtype, rows, self._blocks(name, entry))
+
+    def _blocks(self, name: str, entry: GgufTensor) -> kernels.GgufRows | None:
+        gguf_type = _PACKED_TYPES.get(entry.type_name)
+        if gguf_type is None:
+            return None
+        num_rows, depth = entry.shape
+        order, stored = self._order(name, num_rows), self._file.raw(entry.name)
+
+        def read(begin: int, end: int) -> Tensor:
+            picked = stored[begin:end] if order is None else stored[order[begin:end]]
+            return torch.from_numpy(np.require(picked, requirements="W"))
+
+        return kernels.GgufRows((num_rows, depth), gguf_type, read)
 
     def _order(self, name: str, num_rows: int) -> NDArray[np.int64] | None:
         """Where the rows of a tensor stand in the file; None for as they are."""

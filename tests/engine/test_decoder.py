@@ -16,6 +16,7 @@ from quire_engine.messages import AddRequest, RequestId, SamplingParams
 from quire_engine.models.decoder import allocate_kv_cache
 from quire_engine.runner import build_inputs
 from quire_engine.sequence import Sequence
+from quire_kernels.ops.linear.int4 import dequantize_int4, quantize_int4
 from quire_kernels.ops.linear.int8 import dequantize_int8, quantize_int8
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def test_logits_equal_transformers_in_float32(family, dtype, tiny_model, referen
 
 
 @pytest.mark.skipif(kernels.isa() == "torch", reason="no compiled variant")
-@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_logits_are_bitwise_the_same_in_any_batch(family, quantization, tiny_model):
     torch.manual_seed(6)
@@ -88,14 +89,20 @@ def test_logits_are_bitwise_the_same_in_any_batch(family, quantization, tiny_mod
     assert torch.equal(both[1], second)
 
 
-def test_int8_logits_are_near_those_of_the_weights_that_they_stand_for(tiny_model):
-    """Same products in another order: the dequantized weights through the float path."""
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_logits_are_near_those_of_the_weights_that_quantized_ones_stand_for(
+    tiny_model, quantization
+):
+    """Same products in another order: the dequantized weights through the float path. int4 leaves
+    embedding and head in int8."""
     folder = tiny_model("llama-untied-bias")
-    loaded = load_model(EngineConfig(model=str(folder), quantization="int8"), CPU)
+    loaded = load_model(EngineConfig(model=str(folder), quantization=quantization), CPU)
     path = folder / "model.safetensors"
     tensors = load_file(path)
     for name, tensor in tensors.items():
-        if tensor.dim() == 2:
+        if tensor.dim() == 2 and quantization == "int4" and ".layers." in name:
+            tensors[name] = dequantize_int4(*quantize_int4(tensor))
+        elif tensor.dim() == 2:
             tensors[name] = dequantize_int8(*quantize_int8(tensor))
     save_file(tensors, path, {"format": "pt"})
     rounded = load_model(EngineConfig(model=str(folder)), CPU)

@@ -6,6 +6,7 @@ import gguf
 import pytest
 import torch
 
+import quire_kernels as kernels
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ModelUnsupported
 from quire_engine.fetch import PlanOptions
@@ -93,9 +94,26 @@ def test_bf16_weights_are_the_same_from_both_formats(family, write_gguf, tiny_mo
                 assert torch.equal(vector.bfloat16().float(), getattr(right, name)), name
 
 
-def test_quantized_weights_become_bfloat16(write_gguf):
-    model = load(write_gguf("qwen3", "Q8_0"))
-    assert model.weight_dtype == "bfloat16"
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_blocks_are_kept_as_they_are_and_mean_what_they_say(family, type_name, write_gguf):
+    """The embedding as the format's own package reads it, and in the bytes that are planned; logits
+    as those of the widened weights, up to bfloat16's rounding of these."""
+    path = write_gguf(family, type_name)
+    kept, widened = load(path), load_model(EngineConfig(model=str(path), dtype="bfloat16"), CPU)
+    assert (kept.weight_dtype, widened.weight_dtype) == (type_name, "bfloat16")
+    engine = EngineConfig(model=str(path), device="cpu", kv_cache_memory_bytes=1 << 20)
+    plan = plan_of(find(PlanOptions(engine.model, engine)).facts, engine, None)
+    assert (plan.weight_dtype, plan.weight_bytes) == (type_name, kept.weight_bytes)
+    [stored] = [t for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight"]
+    meant = torch.from_numpy(gguf.dequantize(stored.data, stored.tensor_type))
+    ours, theirs = kept.decoder.weights, widened.decoder.weights
+    assert torch.equal(kernels.embedding(torch.arange(len(meant)), ours.embedding), meant)
+    x = torch.randn(9, meant.shape[1])
+    for left, right in zip(ours.layers, theirs.layers, strict=True):
+        expected = kernels.linear(x, right.qkv)
+        error = (kernels.linear(x, left.qkv) - expected).abs().max()
+        assert error < 2**-7 * expected.abs().max()
 
 
 def test_small_pieces_of_a_gguf_give_the_same_weights(write_gguf, monkeypatch):

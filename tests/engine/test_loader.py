@@ -78,14 +78,15 @@ def test_an_asked_for_dtype_is_converted_to(tiny_model):
         assert torch.equal(left, right)
 
 
-def test_int8_takes_the_bytes_that_the_plan_counts(tiny_model):
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantized_weights_take_the_bytes_that_the_plan_counts(tiny_model, quantization):
     for family in ("llama", "llama-untied-bias", "qwen3"):
         for dtype in (torch.bfloat16, torch.float32):
             folder = tiny_model(family, dtype)
-            engine = EngineConfig(model=str(folder), quantization="int8")
+            engine = EngineConfig(model=str(folder), quantization=quantization)
             facts = read_local(folder)
             loaded = load_model(engine, CPU)
-            assert loaded.weight_dtype == "int8"
+            assert loaded.weight_dtype == quantization
             assert loaded.weight_bytes == weight_bytes(facts.config, facts.weights, engine, "cpu")
 
 

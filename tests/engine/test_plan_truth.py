@@ -55,6 +55,10 @@ PRECISIONS = {
     "bf16": Precision({}),
     "fp32": Precision({}, torch.float32, 4.0),
     "int8": Precision({"quantization": "int8"}, value_bytes=1 + 2 / 64),
+    # 21 % of the weights are the embedding's, in int8
+    "int4": Precision(
+        {"quantization": "int4"}, value_bytes=0.79 * (0.5 + 4 / 32) + 0.21 * (1 + 2 / 64)
+    ),
     "adapters": Precision({}, num_adapters=3),
     "gguf": Precision({}, stored=None),
 }

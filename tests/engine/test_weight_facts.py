@@ -103,6 +103,24 @@ def test_int8_is_a_byte_a_value_and_two_for_each_64_of_a_row(stored: str) -> Non
     assert weight_dtype(facts, engine, "cpu") == "int8"
 
 
+def test_int4_is_half_a_byte_a_value_and_four_for_each_32_but_int8_outside_the_layers() -> None:
+    engine = EngineConfig(model="m", quantization="int4")
+    facts = facts_of(TINY, "BF16")
+    shapes = expected_shapes(TINY)
+    expected = 0
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            expected += 4 * shape[0]
+            continue
+        rows, columns = shape
+        if name.startswith("model.layers."):
+            expected += rows * columns // 2 + 4 * rows * -(-columns // 32)
+        else:
+            expected += rows * columns + 2 * rows * -(-columns // 64)
+    assert weight_bytes(TINY, facts, engine, "cpu") == expected
+    assert weight_dtype(facts, engine, "cpu") == "int4"
+
+
 def test_what_cannot_be_quantized_is_said() -> None:
     engine = EngineConfig(model="m", quantization="int8")
     with pytest.raises(ConfigError, match="int8 must run on a CPU, got device cuda; leave out"):

@@ -12,6 +12,7 @@ from quire_kernels.checks import bad_input
 #   dense         [N, K], any floating dtype
 #   dense-int8    [N, K] int8, with `scales` [N, ceil(K/64)] bfloat16
 #   dense-int4    [N, K] uint8, with `scales` and `minimums` [N, ceil(K/32)] bfloat16
+#   dense-gguf    [N, bytes of a row] uint8, blocks of `gguf_type`
 #   panels-bf16   [ceil(N/16), K, 16] int16, bits of bf16, columns interleaved 0 8 1 9 ... 7 15
 #   panels-fp16   [ceil(N/16), K, 16] int16, bits of fp16, columns in order
 #   panels-fp32   [ceil(N/16), K, 16] float32, columns in order
@@ -23,6 +24,7 @@ WeightFormat: TypeAlias = Literal[
     "dense",
     "dense-int8",
     "dense-int4",
+    "dense-gguf",
     "panels-bf16",
     "panels-fp16",
     "panels-fp32",
@@ -53,6 +55,7 @@ class PackedLinear:
     code: int = 0
     scales: torch.Tensor | None = None
     minimums: torch.Tensor | None = None
+    gguf_type: GgufType | None = None
 
     @property
     def nbytes(self) -> int:

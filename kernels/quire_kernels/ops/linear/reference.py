@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from quire_kernels.ops.linear import int4, int8
-from quire_kernels.ops.linear.gguf import dequantize
+from quire_kernels.ops.linear.gguf import BLOCKS, check_rows, dequantize
 from quire_kernels.ops.linear.packed import (
     GgufRows,
     PackedLinear,
@@ -31,12 +31,14 @@ def pack_linear(
 
 
 def pack_gguf(weight: GgufRows) -> PackedLinear:
-    """Dense, in the float32 that the blocks stand for."""
-    data = torch.empty(weight.shape)
+    """The blocks as they are; each call of `linear` widens all of them."""
+    num_rows, depth = weight.shape
+    data = torch.empty(num_rows, BLOCKS[weight.gguf_type].row_bytes(depth), dtype=torch.uint8)
     for begin, end in row_chunks(weight.shape):
         blocks = weight.read(begin, end)
-        data[begin:end] = dequantize(blocks, weight.gguf_type, weight.shape[1])
-    return PackedLinear(weight.shape, "dense", data)
+        check_rows(blocks, weight.gguf_type, depth)
+        data[begin:end] = blocks
+    return PackedLinear(weight.shape, "dense-gguf", data, gguf_type=weight.gguf_type)
 
 
 def _in_int8(rows: WeightRows) -> PackedLinear:
@@ -70,25 +72,24 @@ def linear(
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x [T, K] times weight [N, K] transposed, in x's dtype."""
-    dense = _dense(weight.data, weight.scales, weight.minimums).to(x.dtype)
+    dense = _rows(weight, slice(None)).to(x.dtype)
     result = F.linear(x, dense, None if bias is None else bias.to(x.dtype))
     return result if out is None else out.copy_(result)
 
 
 def embedding(ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
     """Rows `ids` [T] of the weight [N, K]: float32 on a CPU, the weight's dtype elsewhere."""
-    scales, minimums = (
-        None if part is None else part[ids] for part in (weight.scales, weight.minimums)
-    )
-    rows = _dense(weight.data[ids], scales, minimums)
+    rows = _rows(weight, ids)
     return rows.float() if rows.device.type == "cpu" else rows
 
 
-def _dense(
-    data: torch.Tensor, scales: torch.Tensor | None, minimums: torch.Tensor | None
-) -> torch.Tensor:
-    if scales is None:
+def _rows(weight: PackedLinear, which: torch.Tensor | slice) -> torch.Tensor:
+    """These rows of the weight [N, K], as what they stand for."""
+    data = weight.data[which]
+    if weight.gguf_type is not None:
+        return dequantize(data, weight.gguf_type, weight.shape[1])
+    if weight.scales is None:
         return data
-    if minimums is None:
-        return int8.dequantize_int8(data, scales)
-    return int4.dequantize_int4(data, scales, minimums)
+    if weight.minimums is None:
+        return int8.dequantize_int8(data, weight.scales[which])
+    return int4.dequantize_int4(data, weight.scales[which], weight.minimums[which])
