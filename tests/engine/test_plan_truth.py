@@ -60,7 +60,8 @@ PRECISIONS = {
         {"quantization": "int4"}, value_bytes=0.79 * (0.5 + 4 / 32) + 0.21 * (1 + 2 / 64)
     ),
     "adapters": Precision({}, num_adapters=3),
-    "gguf": Precision({}, stored=None),
+    # Q4_1, and the embedding in Q8_0
+    "gguf": Precision({}, stored=None, value_bytes=0.79 * 20 / 32 + 0.21 * 34 / 32),
 }
 
 
@@ -239,7 +240,8 @@ def write_large_safetensors(folder: Path, dtype: str, value_bytes: int) -> Path:
 @pytest.mark.parametrize(
     ("stored", "flags", "value_bytes"),
     [
-        ("Q6_K", {}, 2),
+        ("Q6_K", {}, 274 / 256),
+        ("Q6_K", {"dtype": "bfloat16"}, 2),
         ("F16", {"quantization": "int8"}, 1 + 2 / 64),
         ("safetensors F32", {}, 4),
         ("safetensors BF16", {"quantization": "int8"}, 1 + 2 / 64),

@@ -63,7 +63,9 @@ def test_the_format_of_most_bytes_names_the_weights() -> None:
     tensors[0] = replace(tensors[0], dtype="F32", num_bytes=1)
     facts = WeightFacts.of(tensors, TINY)
     assert facts.dtype == "Q4_1"
-    assert weight_dtype(facts, EngineConfig(model="m"), "cpu") == "bfloat16"
+    assert weight_dtype(facts, EngineConfig(model="m"), "cpu") == "Q4_1"
+    assert weight_dtype(facts, EngineConfig(model="m"), "cuda") == "bfloat16"
+    assert weight_dtype(facts, EngineConfig(model="m", dtype="bfloat16"), "cpu") == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -77,11 +79,13 @@ def test_the_format_of_most_bytes_names_the_weights() -> None:
         ("F16", "cpu", "auto", 2, 4),
         ("F32", "cpu", "auto", 4, 4),
         ("F32", "cpu", "bfloat16", 2, 4),
-        ("Q4_1", "cpu", "auto", 2, 4),
+        ("Q4_1", "cpu", "auto", 20 / 32, 4),  # kept packed
+        ("Q4_1", "cpu", "bfloat16", 2, 4),
+        ("Q4_1", "cuda", "auto", 2, 2),
     ],
 )
 def test_bytes_by_format_and_device(
-    stored: str, device: str, dtype: str, matrix_bytes: int, vector_bytes: int
+    stored: str, device: str, dtype: str, matrix_bytes: float, vector_bytes: int
 ) -> None:
     shapes = expected_shapes(TINY).values()
     matrix_values = sum(math.prod(shape) for shape in shapes if len(shape) == 2)

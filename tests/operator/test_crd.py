@@ -79,7 +79,7 @@ def test_credentials_and_pods_that_fetch_for_themselves_are_refused_together() -
 
 
 def test_quantization_and_gpus_are_refused_together() -> None:
-    assert dict(fields())["spec.engine.quantization"]["enum"] == ["int8", "int4"]
+    assert dict(fields())["spec.engine.quantization"]["enum"] == ["int4", "int8"]
     rules = dict(fields())["spec"]["x-kubernetes-validations"]
     [refused] = [rule for rule in rules if "quantization" in rule["rule"]]
     assert refused["rule"] == "!has(self.engine.quantization) || self.resources.gpus == 0"
