@@ -260,7 +260,8 @@ def test_loading_takes_no_more_than_what_is_planned(core, tmp_path, stored, flag
     shape = {"max_num_seqs": 1, "max_num_batched_tokens": 16, "num_gpu_blocks_override": 2}
     config = EngineConfig(model=str(model), device="cpu", **shape, **flags)
     plan = plan_of(read_local(model, config.load_format), config, None)
-    assert plan.weight_bytes == pytest.approx(WORDS * HIDDEN * value_bytes, rel=0.1)
+    layer_bytes = plan.weight_bytes - WORDS * HIDDEN * value_bytes
+    assert 0 < layer_bytes < 18e6  # in float32, as a GGUF of ours has it
     running, memory, ready = started(core, model, **shape, **flags)
     assert isinstance(ready, CoreReady)
     peak = memory.peak
