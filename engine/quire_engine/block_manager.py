@@ -130,6 +130,14 @@ class BlockManager:
                     self._free.append(block_id)
         sequence.block_table = []
 
+    def reset_prefix_cache(self) -> None:
+        """Forget every prefix. Sequences keep the blocks that they hold, known to nobody; blocks
+        that fill up from now on are known as ever."""
+        self._free.extend(self._cached)
+        self._cached.clear()
+        self._hash_of.clear()
+        self._block_of.clear()
+
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Raise CoreDied unless free + used + cached = total, and `sequences` hold all used."""
         held = [0] * self.num_blocks

@@ -23,7 +23,15 @@ from quire_engine.config import EngineConfig
 from quire_engine.engine import Engine
 from quire_engine.errors import EngineError, ExitCode
 from quire_engine.machine import process_age_seconds
-from quire_engine.messages import AbortRequests, AddRequest, CoreFailed, FromCore, Shutdown, ToCore
+from quire_engine.messages import (
+    AbortRequests,
+    AddRequest,
+    CoreFailed,
+    FromCore,
+    ResetPrefixCache,
+    Shutdown,
+    ToCore,
+)
 from quire_engine.progress import ProgressFile
 from quire_engine.start import Stopwatch, start_engine
 
@@ -100,6 +108,8 @@ class Core:
                     self._engine.add_request(message)
                 case AbortRequests():
                     self._engine.abort(message.request_ids)
+                case ResetPrefixCache():
+                    self._engine.reset_prefix_cache()
                 case Shutdown():
                     return False
         return True

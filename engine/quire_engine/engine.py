@@ -79,6 +79,10 @@ class Engine:
         self._refused = [output for output in self._refused if output.request_id not in doomed]
         self.scheduler.abort(doomed)
 
+    def reset_prefix_cache(self) -> None:
+        """Requests that are added from now on find no block that is full by now."""
+        self.scheduler.blocks.reset_prefix_cache()
+
     def idle_report(self) -> StepOutputs:
         """The state without a step; raises CoreDied when blocks have leaked."""
         self.scheduler.check_integrity()

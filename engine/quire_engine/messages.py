@@ -50,11 +50,15 @@ class AbortRequests(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
     request_ids: tuple[RequestId, ...]
 
 
+class ResetPrefixCache(msgspec.Struct, frozen=True, tag="reset_prefix_cache"):
+    """Forget every prefix: what is sent after this finds no block that was full before it."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Finish nothing, free everything, exit 0. The API sends it once it has drained."""
 
 
-ToCore: TypeAlias = AddRequest | AbortRequests | Shutdown
+ToCore: TypeAlias = AddRequest | AbortRequests | ResetPrefixCache | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):

@@ -96,6 +96,36 @@ def test_salts_do_not_see_each_other(blocks):
     assert blocks.find_prefix(sequence_of(range(9), salt="alice")) == owner.block_table
 
 
+def test_a_reset_forgets_what_is_cached_and_what_is_held(blocks):
+    gone, holder = computed(blocks, range(8)), computed(blocks, range(50, 58))
+    blocks.free(gone)
+    blocks.reset_prefix_cache()
+    blocks.check_integrity([holder])
+    assert blocks.num_free_blocks == 6
+    assert blocks.find_prefix(sequence_of(range(9))) == []
+    assert blocks.find_prefix(sequence_of(range(50, 59))) == []
+    again = computed(blocks, range(8))
+    assert blocks.find_prefix(sequence_of(range(9))) == again.block_table
+    blocks.free(again)
+    blocks.free(holder)
+    blocks.check_integrity([])
+    assert blocks.num_free_blocks == 8
+
+
+def test_blocks_that_fill_up_after_a_reset_are_known(blocks):
+    """The first block is computed anew; the second one follows the old first one's tokens."""
+    old = computed(blocks, range(4))
+    blocks.reset_prefix_cache()
+    old.token_ids += range(4, 8)
+    assert blocks.allocate(old, 8)
+    old.num_computed_tokens = 8
+    blocks.commit(old, 4)
+    assert blocks.find_prefix(sequence_of(range(9))) == []
+    new = computed(blocks, range(4))
+    assert blocks.find_prefix(sequence_of(range(9))) == [new.block_table[0], old.block_table[1]]
+    blocks.check_integrity([old, new])
+
+
 def test_without_caching_nothing_is_found():
     blocks = BlockManager(8, 4, enable_prefix_caching=False)
     owner = computed(blocks, range(8))

@@ -140,6 +140,17 @@ def test_cached_tokens_are_reported():
     assert last["b"].num_cached_tokens == 8
 
 
+def test_after_a_reset_nothing_from_before_is_found():
+    engine = engine_of()
+    engine.add_request(request("a", range(10)))
+    run(engine)
+    engine.reset_prefix_cache()
+    engine.add_request(request("b", range(10)))
+    tokens, last = run(engine)
+    assert (tokens["b"], last["b"].num_cached_tokens) == (complete(range(10), 5, VOCAB), 0)
+    assert engine.idle_report().stats.prefix_cache_hits == 0
+
+
 def test_requests_without_a_seed_get_seeds_of_their_own():
     def seeds(engine_seed):
         engine = engine_of()

@@ -88,6 +88,10 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.finish(progression.sequence)
         assert (first.num_generated_tokens, first.num_computed_tokens) > progress_before
 
+    @rule()
+    def reset_prefix_cache(self) -> None:
+        self.scheduler.blocks.reset_prefix_cache()
+
     def finish(self, sequence: Sequence) -> None:
         del self.live[sequence.request_id]
         self.num_finished += 1

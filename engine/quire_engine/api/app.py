@@ -35,6 +35,7 @@ def build_app(handlers: Handlers, probes: Probes) -> Starlette:
             Route("/v1/completions", handlers.completions, methods=["POST"]),
             Route("/tokenize", handlers.tokenize, methods=["POST"]),
             Route("/detokenize", handlers.detokenize, methods=["POST"]),
+            Route("/reset_prefix_cache", handlers.reset_prefix_cache, methods=["POST"]),
         ],
         exception_handlers={
             ApiError: _told,

@@ -29,6 +29,7 @@ from quire_engine.messages import (
     FromCore,
     Output,
     RequestId,
+    ResetPrefixCache,
     Shutdown,
     StepOutputs,
     ToCore,
@@ -221,6 +222,10 @@ class CoreClient:
             self._forget(request_id, reason)
         self._send(AbortRequests(request_ids=tuple(known)))
 
+    def reset_prefix_cache(self) -> None:
+        """What is submitted after this finds no prefix from before: messages keep their order."""
+        self._send(ResetPrefixCache())
+
     def fail_all(self, error: ApiError) -> int:
         """End every open sequence with `error`. How many there were."""
         count = self.num_open
@@ -313,6 +318,9 @@ class CoreClient:
                 self._take_step(message)
             case CoreReady():
                 self.ready = message
+                self.stats = msgspec.structs.replace(
+                    self.stats, num_free_blocks=message.num_blocks, num_blocks=message.num_blocks
+                )  # else a scrape before the first step would tell of a cache without a free block
                 self._core.remove_folder()
                 self._became_ready.set()
             case CoreFailed():

@@ -128,6 +128,12 @@ class Handlers:
         text = model.tokenizer.decode(tokens, skip_special_tokens=False)
         return json_response(answers.Text(prompt=text))
 
+    async def reset_prefix_cache(self, request: Request) -> Response:
+        """POST /reset_prefix_cache, vLLM's: 200 without a body. What runs is not disturbed."""
+        self._ready_model()
+        self._client.reset_prefix_cache()
+        return Response()
+
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
         names = (*self._names, *self._adapters)

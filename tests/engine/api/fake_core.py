@@ -32,6 +32,7 @@ from quire_engine.messages import (
     CoreReady,
     CoreStats,
     Output,
+    ResetPrefixCache,
     Shutdown,
     StepOutputs,
     ToCore,
@@ -127,6 +128,8 @@ class FakeCore:
                         self.running.pop(request_id, None)
                         self.waiting.pop(request_id, None)
                     dropped = True
+                case ResetPrefixCache():
+                    self._tell("reset")
                 case Shutdown():
                     self._tell("shutdown")
                     return True

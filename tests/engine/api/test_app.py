@@ -166,6 +166,14 @@ def test_tokenize_and_detokenize(server: Any) -> None:
     assert error_of(server.post("/detokenize", {"tokens": [5000]}), 400)["param"] == "tokens"
 
 
+def test_the_prefix_cache_is_reset_as_vllms_is(server: Any) -> None:
+    before = len(server.core_lines("reset"))
+    answer = server.client.post(server.url + "/reset_prefix_cache")
+    assert (answer.status_code, answer.content) == (200, b"")
+    server.eventually(lambda: len(server.core_lines("reset")) == before + 1)
+    assert error_of(server.get("/reset_prefix_cache"), 405)["code"] == "method_not_allowed"
+
+
 def test_probes_answer(server: Any) -> None:
     assert server.get("/health").json()["status"] == "ok"
     assert server.get("/ready").json() == {"ready": True, "reason": "Ready"}

@@ -97,6 +97,7 @@ def test_while_it_loads_it_is_healthy_and_not_ready(launch_server: Any) -> None:
     assert refused.status_code == 503
     assert refused.headers["retry-after"] == "2"
     assert refused.json()["error"]["code"] == "not_ready"
+    assert server.post("/reset_prefix_cache", None).status_code == 503
     assert server.metric("vllm:num_requests_waiting") == 0
     assert server.get("/version").json()["device"] is None
     assert server.stop() == 0

@@ -43,6 +43,12 @@ def test_counts_agree_with_what_was_done(server: Any) -> None:
     assert list(gained.values()) == [10, 2, 2, 2, 8, 2, 2]
 
 
+def test_a_server_without_a_request_yet_has_all_its_blocks(launch_server: Any) -> None:
+    server = launch_server()
+    assert server.metric("vllm:cache_config_info", num_gpu_blocks="10000") == 1
+    assert server.metric("quire_kv_blocks_free") == 10_000
+
+
 def test_fine_buckets_begin_at_a_millisecond(server: Any) -> None:
     text = server.get("/metrics").text
     for name in ("vllm:inter_token_latency_seconds", "vllm:request_queue_time_seconds"):
