@@ -106,6 +106,9 @@ bench: venv model ## measure: writes tests/bench/results
 	$(PY) tests/bench/bench_engine.py
 	$(PY) tests/bench/bench_kernels.py
 
+soak: venv ## 10,000 requests of every kind at one server: nothing lost, nothing leaked
+	$(PY) tests/bench/soak.py
+
 bench-service: images ## measure apply to first token on the cluster
 	$(CLUSTER) exec -- $(PY) tests/bench/bench_service.py
 
@@ -113,7 +116,7 @@ bench-scaling: images ## measure a round of the scaling loop over 1,000 simulate
 	$(CLUSTER) tool kwok >/dev/null
 	$(CLUSTER) exec -- $(PY) tests/bench/bench_scaling.py
 
-.PHONY: help venv lock lint format proto unit model e2e test cluster-up cluster-down cluster-status images addons shell demo bench bench-service bench-scaling
+.PHONY: help venv lock lint format proto unit model e2e test cluster-up cluster-down cluster-status images addons shell demo bench soak bench-service bench-scaling
 
 simulate: venv ## replay the scenarios of operator/docs through the scaler and draw them anew
 	for scenario in operator/docs/scenarios/*.yaml; do \

@@ -1,6 +1,5 @@
 """A small real tokenizer, and real servers around a fake core."""
 
-import json
 import os
 import signal
 import socket
@@ -14,44 +13,19 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
+from quire_cluster.tiny_tokenizer import write_tiny_tokenizer
 from quire_engine.config import EngineConfig
 from quire_engine.settings import ServerSettings
 
 HERE = Path(__file__).parent
 MODEL_NAME = "fake"
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("Ġ", "w"), ("hell", "o"), ("a", "b"), ("Ã", "¼")]
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
-    " + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder without weights: byte-level BPE of 256 bytes, a few merges, three special
-    tokens.
-    """
-    folder = tmp_path_factory.mktemp("model")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = [*SPECIAL, *alphabet, *("".join(pair) for pair in MERGES)]
-    backend = tokenizers.Tokenizer(
-        models.BPE({token: index for index, token in enumerate(vocabulary)}, MERGES)
-    )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
-    backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}})
-    )
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
+    """A model folder without weights."""
+    return write_tiny_tokenizer(tmp_path_factory.mktemp("model"))
 
 
 @dataclass
