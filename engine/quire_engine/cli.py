@@ -32,10 +32,12 @@ from quire_engine.fetch import (
     AdapterFetch,
     FetchOptions,
     PlanOptions,
+    Price,
     SourceOptions,
     run_fetch,
     run_plan,
 )
+from quire_engine.gpu_types import find_gpu
 from quire_engine.quantity import parse_bytes
 from quire_engine.redaction import ADDRESSES_ONLY, Redactor
 from quire_engine.settings import ServerSettings
@@ -224,6 +226,15 @@ def plan(
             help="Of a GPU, or the container's limit: bytes, or as 24Gi. Else no refusal."
         ),
     ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Plan for this GPU: T4, L40S, H100 80GB, H200...")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Of what one engine runs on; with --tokens-per-second.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Measured, over all requests: for the cost of a token.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Print what memory MODEL needs when `serve` gets these flags, before it is even downloaded."""
@@ -233,6 +244,8 @@ def plan(
         revision=revision,
         memory_bytes=None if memory is None else parse_bytes(memory),
         as_json=json,
+        gpu=None if gpu is None else find_gpu(gpu),
+        price=Price.of(price_per_hour, tokens_per_second),
         source=SourceOptions.from_environment(os.environ),
     )
     raise typer.Exit(run_plan(options))

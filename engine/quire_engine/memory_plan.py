@@ -9,7 +9,7 @@ CPU. `quire-engine plan` and the start of `serve` both call `make_plan` and noth
 one says the other does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
@@ -20,6 +20,7 @@ from quire_engine.activations import activation_bytes
 from quire_engine.adapters import AdapterFacts, adapter_bytes, lora_values
 from quire_engine.config import BUILT_TENSOR_PARALLEL, EngineConfig, token_budget
 from quire_engine.errors import ConfigError
+from quire_engine.gpu_types import smallest_gpu
 from quire_engine.models.config import ModelConfig
 from quire_engine.weight_facts import (
     DTYPE_BYTES,
@@ -109,6 +110,27 @@ def make_plan(
     return plan
 
 
+def plans_by_memory(
+    model: ModelConfig,
+    weights: WeightFacts,
+    engine: EngineConfig,
+    memories: Iterable[int],
+    adapters: tuple[AdapterFacts, ...] = (),
+) -> list[MemoryPlan]:
+    """The plans on GPUs of these memories, without words of what would fit: the tensors are counted
+    once for all. ConfigError for settings that no GPU can serve."""
+    require_quantizable(model, weights, engine, "cuda")
+    bare = _without_cache(
+        model, weights, engine, device="cuda", memory_bytes=None, adapters=adapters
+    )
+    return [
+        _with_cache(
+            replace(bare, memory_bytes=memory, usable_bytes=_usable(memory, engine)), model, engine
+        )
+        for memory in memories
+    ]
+
+
 def context_limit(model: ModelConfig, engine: EngineConfig) -> int:
     """The longest context that is asked for, or that the model has. ConfigError above that."""
     asked, limit = engine.max_model_len, model.max_model_len
@@ -171,10 +193,26 @@ def _planned(
     memory_bytes: int | None,
     adapters: tuple[AdapterFacts, ...],
 ) -> MemoryPlan:
+    bare = _without_cache(
+        model, weights, engine, device=device, memory_bytes=memory_bytes, adapters=adapters
+    )
+    return _with_cache(bare, model, engine)
+
+
+def _without_cache(
+    model: ModelConfig,
+    weights: WeightFacts,
+    engine: EngineConfig,
+    *,
+    device: DeviceKind,
+    memory_bytes: int | None,
+    adapters: tuple[AdapterFacts, ...],
+) -> MemoryPlan:
+    """All that does not depend on how much memory there is."""
     limit = context_limit(model, engine)
     part = part_of(model, engine.tensor_parallel_size)
     compute_bytes = DTYPE_BYTES[compute_dtype(engine, device)]
-    plan = MemoryPlan(
+    return MemoryPlan(
         device=device,
         num_gpus=engine.tensor_parallel_size,
         parameters=weights.parameters,
@@ -200,7 +238,6 @@ def _planned(
         max_concurrency=None,
         largest_model_len=None,
     )
-    return _with_cache(plan, model, engine)
 
 
 def _usable(memory_bytes: int | None, engine: EngineConfig) -> int | None:
@@ -311,13 +348,29 @@ def _way_out(plan: MemoryPlan, model: ModelConfig, engine: EngineConfig, again: 
     if engine.num_gpu_blocks_override or engine.kv_cache_memory_bytes:
         if longest >= plan.max_model_len or longest >= MIN_CONTEXT:
             blocks = longest // plan.block_size
-            return f"the largest KV cache that fits has {blocks:,} blocks ({longest:,} tokens)"
+            return (
+                f"the largest KV cache that fits has {blocks:,} blocks ({longest:,} tokens: "
+                f"{_at_once(longest, plan)})"
+            )
     elif longest >= min(MIN_CONTEXT, plan.max_model_len):
         return (
-            f"the largest context that fits is {longest:,}, one sequence of it at a time "
+            f"the largest context that fits is {longest:,}, {_at_once(longest, plan)} "
             f"(--max-model-len {longest})"
         )
     return _smaller_step(engine, plan, again) or _more(plan, engine, again)
+
+
+def _at_once(tokens: int, plan: MemoryPlan) -> str:
+    """How many sequences a cache of so many tokens serves."""
+    short = min(tokens // MIN_CONTEXT, plan.max_num_seqs)
+    more = f", or {short:,} of {MIN_CONTEXT:,} tokens" if short > 1 else ""
+    return f"one sequence of it at a time{more}"
+
+
+def _serving(plan: MemoryPlan) -> str:
+    """Context and concurrency of a plan that fits."""
+    sequences = min(int(plan.max_concurrency or 0), plan.max_num_seqs)
+    return f"a context of {plan.max_model_len:,} fits, {sequences:,} of it at a time"
 
 
 def _smaller_step(engine: EngineConfig, plan: MemoryPlan, again: _Again) -> str | None:
@@ -333,7 +386,7 @@ def _smaller_step(engine: EngineConfig, plan: MemoryPlan, again: _Again) -> str 
             if other.fits:
                 return (
                     f"with --max-num-seqs {other.max_num_seqs} --max-num-batched-tokens {tokens} "
-                    f"a context of {other.max_model_len:,} fits"
+                    f"{_serving(other)}"
                 )
     return None
 
@@ -342,6 +395,8 @@ def _more(plan: MemoryPlan, engine: EngineConfig, again: _Again) -> str:
     least = gibibytes(int(plan.required_bytes / engine.gpu_memory_utilization))
     if plan.device == "cpu":
         return f"give it a memory limit of {least} or more, or take a smaller model"
+    known = smallest_gpu(int(plan.required_bytes / engine.gpu_memory_utilization))
+    such_as = "" if known is None else f", such as {known.name}"
     for num_gpus in GPU_COUNTS:
         if num_gpus <= plan.num_gpus:
             continue
@@ -352,7 +407,7 @@ def _more(plan: MemoryPlan, engine: EngineConfig, again: _Again) -> str:
         if other.fits:
             built = "" if num_gpus <= BUILT_TENSOR_PARALLEL else ", which is not built yet"
             return (
-                f"take a GPU of {least} or more; over several like this one it would fit with "
-                f"--tensor-parallel-size {num_gpus}{built}"
+                f"take a GPU of {least} or more{such_as}; over several like this one, with "
+                f"--tensor-parallel-size {num_gpus}{built}, {_serving(other)}"
             )
-    return f"take a GPU of {least} or more, or a smaller model"
+    return f"take a GPU of {least} or more{such_as}, or a smaller model"

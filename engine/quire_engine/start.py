@@ -163,7 +163,8 @@ def plan_memory(config: EngineConfig, device: torch.device) -> MemoryPlan:
     adapters = _read_adapters(config, facts.config)
     kind: DeviceKind = "cuda" if on_gpu else "cpu"
     plan = make_plan(facts.config, facts.weights, config, kind, memory, adapters)
-    logger.info("plan: %s", "; ".join(f"{name} {value}" for name, value in plan_rows(plan)))
+    for name, value in plan_rows(plan):  # the table of `quire-engine plan`, each line an event
+        logger.info("plan %-24s%s", name, value)
     if plan.refusal is not None:
         raise DoesNotFit(plan.refusal)
     return plan

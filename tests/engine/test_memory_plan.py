@@ -1,6 +1,8 @@
 """What a model needs of memory, and what would fit where it does not."""
 
 import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +84,11 @@ def test_a_refusal_names_the_largest_context_that_fits() -> None:
     assert make_plan(24 * GIB, max_model_len=plan.largest_model_len).fits is True
     assert plan.largest_model_len is not None
     assert make_plan(24 * GIB, max_model_len=plan.largest_model_len + 1).fits is False
+    short = plan.largest_model_len // 1024
+    assert f"one sequence of it at a time, or {short} of 1,024 tokens" in plan.refusal
+    several = make_plan(24 * GIB, max_model_len=1024)
+    assert several.max_concurrency is not None
+    assert several.max_concurrency >= short
 
 
 def test_a_context_that_serves_nobody_does_not_fit() -> None:
@@ -97,17 +104,25 @@ def test_else_a_smaller_step_is_named() -> None:
     memory -= (LLAMA_8B.max_model_len - 2048) * 131_072
     refusal = make_plan(memory).refusal
     assert refusal is not None
-    assert "with --max-num-seqs 32 --max-num-batched-tokens 2048 a context of" in refusal
-    assert make_plan(memory, max_num_seqs=32, max_num_batched_tokens=2048).fits is True
+    fitting = make_plan(memory, max_num_seqs=32, max_num_batched_tokens=2048)
+    assert fitting.fits is True
+    assert (
+        "with --max-num-seqs 32 --max-num-batched-tokens 2048 a context of "
+        f"{fitting.max_model_len:,} fits, 1 of it at a time"
+    ) in refusal
     assert make_plan(memory, max_num_seqs=64, max_num_batched_tokens=4096).fits is False
 
 
 def test_else_the_fewest_gpus_that_share_it() -> None:
     refusal = make_plan(8 * GIB).refusal
     assert refusal is not None
-    assert "--tensor-parallel-size 4, which is not built yet" in refusal
     assert make_plan(8 * GIB, tensor_parallel_size=2).fits is False
-    assert make_plan(8 * GIB, tensor_parallel_size=4).fits is True
+    fitting = make_plan(8 * GIB, tensor_parallel_size=4)
+    assert fitting.fits is True
+    assert (
+        "with --tensor-parallel-size 4, which is not built yet, a context of "
+        f"{fitting.max_model_len:,} fits, 1 of it at a time"
+    ) in refusal
 
 
 def test_else_more_memory() -> None:
@@ -118,6 +133,22 @@ def test_else_more_memory() -> None:
     assert "the memory limit is 8.0 GiB" in (on_cpu.refusal or "")
     assert "give it a memory limit of" in (on_cpu.refusal or "")
     assert make_plan(on_cpu.required_bytes, "cpu").fits is True
+
+
+def test_a_gpu_that_is_large_enough_is_named() -> None:
+    refusal = make_plan(GIB // 2).refusal
+    assert refusal is not None
+    assert re.search(r"take a GPU of 16\.1 GiB or more, such as A10 24GB, or a smaller", refusal)
+
+
+@pytest.mark.parametrize("flags", [{}, {"max_model_len": 30_000}, {"tensor_parallel_size": 2}])
+def test_many_memories_are_planned_as_each_alone(flags: dict[str, int]) -> None:
+    engine = EngineConfig(model="m", gpu_memory_utilization=1.0, **flags)  # type: ignore[arg-type]
+    memories = [8 * GIB, 24 * GIB, 80 * GIB]
+    plans = memory_plan.plans_by_memory(LLAMA_8B, LLAMA_8B_WEIGHTS, engine, memories)
+    alone = [replace(make_plan(memory, **flags), refusal=None) for memory in memories]
+    assert plans == alone
+    assert {plan.fits for plan in plans} == {True, False}
 
 
 def test_unknown_memory_refuses_nothing() -> None:
@@ -145,7 +176,11 @@ def test_a_cache_that_is_asked_for_is_planned() -> None:
     too_large = make_plan(20 * GIB, num_gpu_blocks_override=100_000)
     assert too_large.fits is False
     assert "with the 100,000 blocks of KV cache that are asked for" in (too_large.refusal or "")
-    assert "the largest KV cache that fits has" in (too_large.refusal or "")
+    tokens = too_large.largest_model_len or 0
+    assert (
+        f"the largest KV cache that fits has {tokens // 16:,} blocks ({tokens:,} tokens: one "
+        f"sequence of it at a time, or {tokens // 1024} of 1,024 tokens)"
+    ) in (too_large.refusal or "")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from quire_engine.fetch.manifest import Manifest, ManifestFile
 from quire_engine.fetch.options import PlanOptions
 from quire_engine.fetch.plan_command import find, plan_of
 from quire_engine.loader import load_model
-from quire_engine.memory_plan import CPU_RUNTIME_BYTES
+from quire_engine.memory_plan import CPU_RUNTIME_BYTES, plan_rows
 from quire_engine.messages import AddRequest, RequestId, SamplingParams
 
 MIB = 1 << 20
@@ -70,7 +70,9 @@ def test_the_start_does_what_the_plan_says(config, monkeypatch, caplog):
         assert (ready.num_blocks, ready.max_model_len) == (plan.num_blocks, plan.max_model_len)
         assert ready.weight_bytes == plan.weight_bytes
         assert ready.kv_cache_bytes == plan.num_blocks * BYTES_PER_BLOCK <= 4 * GIB
-        assert f"KV cache blocks {plan.num_blocks:,} of 16 tokens" in caplog.text
+        told = [record.getMessage() for record in caplog.records]
+        assert f"plan KV cache blocks         {plan.num_blocks:,} of 16 tokens" in told
+        assert {f"plan {name:<24}{value}" for name, value in plan_rows(plan)} <= set(told)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])

@@ -13,9 +13,23 @@ What the engine calls when it loads a model (no torch and no HTTP behind these):
 Both raise ModelCorrupt (exit 65), after which the operator runs `fetch --repair`.
 """
 
-from quire_engine.fetch.options import AdapterFetch, FetchOptions, PlanOptions, SourceOptions
+from quire_engine.fetch.options import (
+    AdapterFetch,
+    FetchOptions,
+    PlanOptions,
+    Price,
+    SourceOptions,
+)
 
-__all__ = ["AdapterFetch", "FetchOptions", "PlanOptions", "SourceOptions", "run_fetch", "run_plan"]
+__all__ = [
+    "AdapterFetch",
+    "FetchOptions",
+    "PlanOptions",
+    "Price",
+    "SourceOptions",
+    "run_fetch",
+    "run_plan",
+]
 
 
 def run_fetch(options: FetchOptions) -> int:

@@ -2,15 +2,19 @@
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl
 
+import msgspec
+
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
 from quire_engine.fetch.uri import is_safe_path, refuse_login, shown, web_host
+from quire_engine.gpu_types import GpuType
 from quire_engine.redaction import Redactor, secrets_in_address
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -259,6 +263,43 @@ class FetchOptions:
 
 
 @dataclass(frozen=True)
+class Price:
+    """What an engine costs, and what it does for that."""
+
+    per_hour: float
+    """Of all that one engine runs on, in any currency."""
+
+    tokens_per_second: float
+    """That it was measured to answer, over all requests."""
+
+    @staticmethod
+    def of(per_hour: float | None, tokens_per_second: float | None) -> "Price | None":
+        """None where neither is given. ConfigError for one alone, or for what is no number > 0."""
+        if per_hour is None and tokens_per_second is None:
+            return None
+        if per_hour is None or tokens_per_second is None:
+            raise ConfigError(
+                "price-per-hour and tokens-per-second make a cost together, got "
+                f"{per_hour} and {tokens_per_second}; give both, or neither"
+            )
+        for name, value in (("price-per-hour", per_hour), ("tokens-per-second", tokens_per_second)):
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be > 0, got {value}; leave out --{name}")
+        return Price(per_hour, tokens_per_second)
+
+    @property
+    def per_million_tokens(self) -> float:
+        return self.per_hour / (3600 * self.tokens_per_second) * 1_000_000
+
+    @property
+    def told(self) -> str:
+        return (
+            f"{self.per_million_tokens:,.4g} per million tokens ({self.per_hour:g} an hour at "
+            f"{self.tokens_per_second:,g} tokens/s)"
+        )
+
+
+@dataclass(frozen=True)
 class PlanOptions:
     """One run of `quire-engine plan`."""
 
@@ -278,4 +319,33 @@ class PlanOptions:
     as_json: bool = False
     """One JSON object instead of lines for people."""
 
+    gpu: GpuType | None = None
+    """The type of GPU that is planned for, in place of `memory_bytes`."""
+
+    price: Price | None = None
+    """For the cost of tokens."""
+
     source: SourceOptions = field(default_factory=SourceOptions)
+
+    def __post_init__(self) -> None:
+        if self.gpu is not None and self.memory_bytes is not None:
+            raise ConfigError(
+                f"gpu has a memory of its own, got {self.gpu.name} and memory {self.memory_bytes}; "
+                "leave out --memory or --gpu"
+            )
+        if self.gpu is not None and self.engine.device == "cpu":
+            raise ConfigError(
+                f"gpu needs a plan for a GPU, got {self.gpu.name} and device cpu; leave out "
+                "--device or --gpu"
+            )
+
+    @property
+    def target_engine(self) -> EngineConfig:
+        """On the GPU that is named, whatever is here."""
+        if self.gpu is None:
+            return self.engine
+        return msgspec.structs.replace(self.engine, device="cuda")
+
+    @property
+    def target_memory_bytes(self) -> int | None:
+        return self.memory_bytes if self.gpu is None else self.gpu.memory_bytes

@@ -37,10 +37,12 @@ from quire_engine.fetch.headers import (
 )
 from quire_engine.fetch.manifest import PlanSummary
 from quire_engine.fetch.options import PlanOptions, SourceOptions
+from quire_engine.fetch.plan_output import PlanPage, summary_of
 from quire_engine.fetch.uri import web_host
 from quire_engine.fetch.verification import check_whole
+from quire_engine.gpu_types import GPU_TYPES, GpuType
 from quire_engine.machine import has_gpu
-from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
+from quire_engine.memory_plan import MemoryPlan, make_plan, plans_by_memory
 from quire_engine.models.config import ModelConfig, parse_config
 from quire_engine.redaction import configure_logging
 from quire_engine.safetensors_header import ReadRange, read_header
@@ -88,12 +90,37 @@ def run(options: PlanOptions) -> int:
     configure_logging(options.source.redact)
     try:
         found = find(options)
-        plan = plan_of(found.facts, options.engine, options.memory_bytes, found.adapters)
+        page = _page(found, options)
     except Exception as error:
         return _report_failure(error, options)
-    sys.stdout.write(_as_json(found, plan) if options.as_json else _as_text(plan, options.model))
+    sys.stdout.write(page.as_json() if options.as_json else page.as_text())
     sys.stdout.flush()
-    return _report(found, plan, options)
+    return _report(found, page.plan, options)
+
+
+def _page(found: FoundModel, options: PlanOptions) -> PlanPage:
+    engine = options.target_engine
+    return PlanPage(
+        model=options.model,
+        commit=found.commit,
+        bytes_total=found.bytes_total,
+        plan=plan_of(found.facts, engine, options.target_memory_bytes, found.adapters),
+        gpu=options.gpu,
+        on_gpus=_on_gpus(found, engine),
+        price=options.price,
+    )
+
+
+def _on_gpus(found: FoundModel, engine: EngineConfig) -> tuple[tuple[GpuType, MemoryPlan], ...]:
+    """The plan on each type of GPU that is known. None for flags that ask for a CPU's own ways."""
+    memories = [gpu.memory_bytes for gpu in GPU_TYPES]
+    try:
+        facts = found.facts
+        plans = plans_by_memory(facts.config, facts.weights, engine, memories, found.adapters)
+    except ConfigError as error:
+        logger.debug("no GPU serves these flags: %s", error)
+        return ()
+    return tuple(zip(GPU_TYPES, plans, strict=True))
 
 
 def plan_of(
@@ -196,23 +223,12 @@ def _find_remote(options: PlanOptions) -> FoundModel:
         return FoundModel(facts, listing.commit, bytes_total)
 
 
-def _summary(plan: MemoryPlan) -> PlanSummary:
-    return PlanSummary(
-        weight_bytes=plan.weight_bytes,
-        kv_bytes_per_token=plan.kv_bytes_per_token,
-        max_model_len=plan.max_model_len,
-        required_bytes=plan.required_bytes,
-        kv_blocks=plan.num_blocks,
-        max_concurrency=plan.max_concurrency,
-    )
-
-
 def _report(found: FoundModel, plan: MemoryPlan, options: PlanOptions) -> int:
     """Say whether it can be served, to the operator and on stderr."""
     error = _objection(plan, options.engine)
     if error is None:
         report_success(
-            PlanReport(commit=found.commit, bytes_total=found.bytes_total, plan=_summary(plan))
+            PlanReport(commit=found.commit, bytes_total=found.bytes_total, plan=summary_of(plan))
         )
         return ExitCode.OK
     report_failure(
@@ -221,7 +237,7 @@ def _report(found: FoundModel, plan: MemoryPlan, options: PlanOptions) -> int:
             message=str(error),
             commit=found.commit,
             bytes_total=found.bytes_total,
-            plan=_summary(plan),
+            plan=summary_of(plan),
         ),
         options.source.redact,
     )
@@ -249,35 +265,3 @@ def _report_failure(error: Exception, options: PlanOptions) -> int:
     assert isinstance(known, EngineError)
     report_fatal(known.reason, str(known), options.source.redact)
     return known.exit_code
-
-
-def _as_json(found: FoundModel, plan: MemoryPlan) -> str:
-    fields = {
-        "commit": found.commit,
-        "bytesTotal": found.bytes_total,
-        "plan": {
-            "device": plan.device,
-            "gpus": plan.num_gpus,
-            "parameters": plan.parameters,
-            "weightDtype": plan.weight_dtype,
-            "adapterBytes": plan.adapter_bytes,
-            **msgspec.to_builtins(_summary(plan)),
-            "activationBytes": plan.activation_bytes,
-            "tableBytes": plan.table_bytes,
-            "runtimeBytes": plan.runtime_bytes,
-            "blockSize": plan.block_size,
-            "maxNumSeqs": plan.max_num_seqs,
-            "maxNumBatchedTokens": plan.max_num_batched_tokens,
-            "memoryBytes": plan.memory_bytes,
-            "usableBytes": plan.usable_bytes,
-            "largestModelLen": plan.largest_model_len,
-            "fits": plan.fits,
-            "refusal": plan.refusal,
-        },
-    }
-    return msgspec.json.format(msgspec.json.encode(fields)).decode() + "\n"
-
-
-def _as_text(plan: MemoryPlan, model: str) -> str:
-    rows: Iterable[tuple[str, str]] = (("model", model), *plan_rows(plan))
-    return "".join(f"{name:<24}{value}\n" for name, value in rows)

@@ -10,6 +10,7 @@ import pytest
 from quire_cluster.hub import Faults, running_mirror
 from quire_cluster.tiny_models import TinyModel, write_tiny_model
 from quire_engine import cli
+from quire_engine.gpu_types import GPU_TYPES
 
 ORGANIZATION = "org"
 Plan = Callable[..., tuple[int, dict[str, Any]]]
@@ -168,6 +169,87 @@ def test_the_table_and_the_json_say_the_same(
     assert full["plan"].items() >= message["plan"].items()
     assert full["plan"]["fits"] is True
     assert f"KV cache blocks         {message['plan']['kvBlocks']:,} of 16 tokens" in table
+
+
+def full_plan(plan: Plan, capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    plan(*arguments[:1], "--json", *arguments[1:])
+    found: dict[str, Any] = json.loads(capfd.readouterr().out)["plan"]
+    return found
+
+
+def test_a_gpu_may_be_named(plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = str(write_tiny_model(tmp_path / "m"))
+    named = full_plan(plan, capfd, model, "--gpu", "nvidia-h100-80gb-hbm3")
+    assert (named["gpu"], named["device"], named["fits"]) == ("H100 80GB", "cuda", True)
+    by_bytes = full_plan(
+        plan, capfd, model, "--memory", str(named["memoryBytes"]), "--", "--device", "cuda"
+    )
+    assert by_bytes == {**named, "gpu": None}
+    plan(model, "--gpu", "L4")
+    assert "GPU                     L4 24GB\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--gpu A100", "got 'A100'; take A100 40GB or A100 80GB"),
+        ("--gpu L4 --memory 24Gi", "has a memory of its own, got L4 24GB and memory 25769803776"),
+        ("--gpu L4 -- --device cpu", "got L4 24GB and device cpu; leave out --device or --gpu"),
+        ("--price-per-hour 2", "make a cost together, got 2.0 and None; give both, or neither"),
+        ("--tokens-per-second 2", "make a cost together, got None and 2.0"),
+        ("--tokens-per-second 0 --price-per-hour 1", "tokens-per-second must be > 0, got 0.0"),
+        ("--tokens-per-second 1 --price-per-hour -1", "price-per-hour must be > 0, got -1.0"),
+        ("--tokens-per-second 1 --price-per-hour nan", "price-per-hour must be > 0, got nan"),
+    ],
+)
+def test_what_cannot_be_planned_for_is_refused(
+    plan: Plan, tmp_path: Path, flags: str, words: str
+) -> None:
+    code, message = plan(str(write_tiny_model(tmp_path / "m")), *flags.split())
+    assert (code, message["reason"]) == (2, "BadConfig")
+    assert words in message["message"]
+
+
+def test_the_gpus_that_fit_are_told(
+    plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With what each would hold, as a plan for it alone says."""
+    model = str(write_tiny_model(tmp_path / "m"))
+    flags = ("--kv-cache-memory-bytes", str(30 << 30))
+    found = full_plan(plan, capfd, model, "--", *flags)["gpuTypes"]
+    assert [gpu["name"] for gpu in found] == [gpu.name for gpu in GPU_TYPES]
+    fits = {gpu["name"]: gpu["fits"] for gpu in found}
+    assert (fits["L4 24GB"], fits["L40S 48GB"]) == (False, True)
+    alone = full_plan(plan, capfd, model, "--gpu", "L40S", "--", *flags)
+    told = next(gpu for gpu in found if gpu["name"] == "L40S 48GB")
+    for key in ("memoryBytes", "maxModelLen", "maxConcurrency"):
+        assert told[key] == alone[key]
+    plan(model, "--", *flags)
+    table = capfd.readouterr().out
+    assert "GPUs that fit           A40 48GB" in table
+    assert "L4 24GB" not in table
+
+
+def test_flags_that_no_gpu_serves_fit_none(
+    plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = str(write_tiny_model(tmp_path / "m"))
+    flags = ("--", "--device", "cpu", "--quantization", "int8")
+    assert full_plan(plan, capfd, model, *flags)["gpuTypes"] == []
+    plan(model, *flags)
+    assert "GPUs that fit           none of " in capfd.readouterr().out
+
+
+def test_a_price_and_a_throughput_make_a_cost(
+    plan: Plan, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = str(write_tiny_model(tmp_path / "m"))
+    price = ("--price-per-hour", "3.60", "--tokens-per-second", "2000")
+    assert full_plan(plan, capfd, model, *price)["costPerMillionTokens"] == pytest.approx(0.5)
+    assert full_plan(plan, capfd, model)["costPerMillionTokens"] is None
+    plan(model, *price)
+    wanted = "cost                    0.5 per million tokens (3.6 an hour at 2,000 tokens/s)\n"
+    assert wanted in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
