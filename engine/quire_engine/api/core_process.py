@@ -17,6 +17,7 @@ from pathlib import Path
 import zmq
 
 from quire_engine.config import EngineConfig
+from quire_engine.machine import process_age_seconds
 from quire_engine.progress import ProgressFile
 
 CORE_COMMAND = (sys.executable, "-m", "quire_engine.core")
@@ -35,8 +36,11 @@ class CoreProcess:
         requests: "zmq.Socket[bytes]",
         outputs: "zmq.Socket[bytes]",
         progress: ProgressFile,
+        spawned_at_age: float,
     ) -> None:
+        """`spawned_at_age`: seconds that our own process had lived by then."""
         self.process = process
+        self.spawned_at_age = spawned_at_age
         self.requests = requests
         self.outputs = outputs
         self.progress = progress
@@ -54,12 +58,13 @@ class CoreProcess:
             outputs = _bound(context, zmq.PULL, folder / "outputs")
             progress = ProgressFile.create(folder / "progress")
             (folder / "config.json").write_bytes(config.to_json())
+            age = process_age_seconds()
             process = subprocess.Popen([*command, *_arguments(folder)])
         except BaseException:
             context.destroy(linger=0)
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return cls(process, folder, requests, outputs, progress)
+        return cls(process, folder, requests, outputs, progress, age)
 
     def remove_folder(self) -> None:
         """Once the core has spoken: both sides hold sockets and map by then, and a kill of ours

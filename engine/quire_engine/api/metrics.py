@@ -199,7 +199,10 @@ class _StartupCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         family = GaugeMetricFamily(
-            "quire_startup_seconds", "Seconds that a phase of start-up took.", labels=["phase"]
+            "quire_startup_seconds",
+            "Seconds of start-up: command, imports, plan, weights, kv_cache, warmup and verify "
+            "follow one another; api and tokenizer run beside them; total is from exec to ready.",
+            labels=["phase"],
         )
         for phase, seconds in self._seconds_by_phase.items():
             family.add_metric([phase], seconds)

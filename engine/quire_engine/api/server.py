@@ -40,6 +40,22 @@ KEEP_ALIVE_SECONDS = (
 class _Uvicorn(uvicorn.Server):
     """uvicorn without its signal handlers: SIGTERM begins our drain, not its shutdown."""
 
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._answers = asyncio.Event()
+        self._age_seconds = 0.0
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and note when that was."""
+        await super().startup(sockets)
+        self._age_seconds = process_age_seconds()
+        self._answers.set()
+
+    async def startup_seconds(self) -> float:
+        """From exec of our process to the first request that could be answered."""
+        await self._answers.wait()
+        return self._age_seconds
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -52,6 +68,7 @@ class Server:
         self, settings: ServerSettings, core: CoreProcess, listener: socket.socket
     ) -> None:
         self._settings = settings
+        self._core = core
         self._listener = listener
         self._model: ServedModel | None = None
         self.metrics = Metrics(settings.served_model_names[0])
@@ -60,7 +77,7 @@ class Server:
         )
         self.metrics.watch(self.client, len(settings.lora_modules))
         self.drain = Drain(settings.shutdown_timeout)
-        self._uvicorn = self._make_uvicorn(core)
+        self._uvicorn = self._make_uvicorn()
 
     @property
     def port(self) -> int:
@@ -132,7 +149,9 @@ class Server:
 
         self._model = ServedModel.of(tokenizer, ready)
         phases = {
+            "command": self._core.spawned_at_age,
             **ready.startup_seconds,
+            "api": await self._uvicorn.startup_seconds(),
             "tokenizer": tokenizer_seconds,
             "total": process_age_seconds(),
         }
@@ -155,11 +174,11 @@ class Server:
             with contextlib.suppress(ValueError, RuntimeError):  # tests run servers beside others
                 loop.add_signal_handler(number, self.drain.signal)
 
-    def _make_uvicorn(self, core: CoreProcess) -> _Uvicorn:
+    def _make_uvicorn(self) -> _Uvicorn:
         settings = self._settings
         handlers = Handlers(settings, self.client, lambda: self._model)
         probes = Probes(
-            core,
+            self._core,
             self.client,
             self.drain,
             self.metrics,

@@ -77,8 +77,12 @@ def test_the_seats_of_a_step_are_told(server: Any, slow_server: Any) -> None:
 
 
 def test_start_up_is_told_by_phase(server: Any) -> None:
-    for phase in ("imports", "weights", "tokenizer", "total"):
-        assert server.metric("quire_startup_seconds", phase=phase) >= 0
+    seconds = {
+        phase: server.metric("quire_startup_seconds", phase=phase)
+        for phase in ("command", "imports", "weights", "api", "tokenizer", "total")
+    }
+    assert all(value >= 0 for value in seconds.values())
+    assert 0 < seconds["command"] <= seconds["api"] <= seconds["total"]
 
 
 def test_several_tokens_at_once_share_the_time_between_steps() -> None:
