@@ -37,6 +37,7 @@ from quire_engine.fetch import (
     run_fetch,
     run_plan,
 )
+from quire_engine.garbage import collect_seldom
 from quire_engine.gpu_types import find_gpu
 from quire_engine.quantity import parse_bytes
 from quire_engine.redaction import ADDRESSES_ONLY, Redactor
@@ -266,6 +267,7 @@ def _served(model: str, flags: Sequence[str]) -> EngineConfig:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script. Whatever goes wrong, the last line on stderr says what."""
+    collect_seldom()
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     given = _one_value_a_flag(given)
     try:

@@ -13,27 +13,32 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
-import quire_kernels as kernels
 from quire_engine.config import EngineConfig
-from quire_engine.engine import Engine
 from quire_engine.errors import EngineError, ExitCode
+from quire_engine.garbage import collect_seldom, keep_imports
 from quire_engine.machine import process_age_seconds
 from quire_engine.messages import (
     AbortRequests,
     AddRequest,
     CoreFailed,
+    CoreReady,
     FromCore,
     ResetPrefixCache,
     Shutdown,
     ToCore,
 )
 from quire_engine.progress import ProgressFile
-from quire_engine.start import Stopwatch, start_engine
+
+if TYPE_CHECKING:
+    from quire_engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +83,7 @@ class Core:
     """The loop around an engine."""
 
     def __init__(
-        self, engine: Engine, channel: Channel, progress: ProgressFile, parent: int
+        self, engine: "Engine", channel: Channel, progress: ProgressFile, parent: int
     ) -> None:
         self._engine = engine
         self._channel = channel
@@ -117,17 +122,14 @@ class Core:
 
 def run_core(config_path: Path, channel: Channel, progress: ProgressFile, parent: int) -> ExitCode:
     """Start, report ready, serve. What ends it early is reported as CoreFailed."""
-    stopwatch = Stopwatch(_since=time.monotonic() - process_age_seconds())
-    stopwatch.lap("imports")
     try:
-        progress.mark(1)
-        kernels.set_progress_counter(progress.counter_address)
-        engine, ready = start_engine(EngineConfig.read(config_path), progress.bump, stopwatch)
-        progress.mark(0)
-        channel.send(ready)
-        logger.info("ready kernels=%s blocks=%d startup_seconds=%s",
-                    ready.kernels, ready.num_blocks, ready.startup_seconds)  # fmt: skip
-        Core(engine, channel, progress, parent).serve()
+        _import_engine()
+        with _counting(progress):
+            engine, ready = _start(EngineConfig.read(config_path), progress)
+            channel.send(ready)
+            logger.info("ready kernels=%s blocks=%d startup_seconds=%s",
+                        ready.kernels, ready.num_blocks, ready.startup_seconds)  # fmt: skip
+            Core(engine, channel, progress, parent).serve()
         return ExitCode.OK
     except EngineError as error:
         return _fail(channel, CoreFailed(exit_code=error.exit_code, reason=error.reason,
@@ -138,8 +140,38 @@ def run_core(config_path: Path, channel: Channel, progress: ProgressFile, parent
             exit_code=ExitCode.INTERNAL, reason="Internal",
             message=f"the core died of {type(error).__name__}: {error}; its log has the traceback",
         ))  # fmt: skip
+
+
+def _import_engine() -> None:
+    """torch and all that needs it: seconds, in which we are tied to our parent already and can tell
+    it what fails."""
+    collect_seldom()
+    import quire_engine.start  # noqa: F401
+
+    keep_imports()
+
+
+@contextmanager
+def _counting(progress: ProgressFile) -> Iterator[None]:
+    """The kernels move the counter as long as its file is mapped."""
+    import quire_kernels as kernels
+
+    kernels.set_progress_counter(progress.counter_address)
+    try:
+        yield
     finally:
         kernels.set_progress_counter(None)
+
+
+def _start(config: EngineConfig, progress: ProgressFile) -> "tuple[Engine, CoreReady]":
+    from quire_engine.start import Stopwatch, start_engine
+
+    stopwatch = Stopwatch(_since=time.monotonic() - process_age_seconds())
+    stopwatch.lap("imports")
+    progress.mark(1)
+    started = start_engine(config, progress.bump, stopwatch)
+    progress.mark(0)
+    return started
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -163,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _tie_to(parent: int) -> bool:
     """Leave signals to the parent, and die when it dies (beyond Linux the loop's check does).
 
-    False when it is gone already: our imports take seconds, and nobody signals a death before them.
+    False when it is gone already: nobody signals a death that came before.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

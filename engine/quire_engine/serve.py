@@ -1,7 +1,6 @@
 """`quire-engine serve`: the core first, for its start-up is the long one, then everything else."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from quire_engine.api.core_process import CORE_COMMAND, CoreProcess
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
+from quire_engine.garbage import keep_imports
 from quire_engine.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def serve(
 
         from quire_engine.api.server import Server
 
-        _relax_garbage_collector()
+        keep_imports()
 
         async def run() -> "CoreEnd | None":
             return await Server(settings, core, listener).run()
@@ -68,14 +68,6 @@ def set_up_logging() -> None:
     logging.getLogger("uvicorn.error").setLevel(
         logging.WARNING
     )  # it tells of start and stop, as we do
-
-
-def _relax_garbage_collector() -> None:
-    """A step of 1,000 streams makes thousands of short-lived objects and no cycles: by default that
-    is several collections a step. What is imported by now stays, and is not looked at again.
-    """
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 class _OneLine(logging.Formatter):

@@ -7,7 +7,8 @@ Warm: the model's files lie in the page cache. Cold: they are dropped from it be
 (posix_fadvise, these files alone; Python and the libraries stay warm), and what stayed all the same
 is reported. Phases are the engine's own, `quire_startup_seconds` of /metrics; exec to ready is
 taken from outside. Memory is held against the plan that the start printed: everything but the KV
-cache, of which a start touches a block.
+cache, of which a start touches a block. What it saves to collect garbage seldom while importing
+(garbage.py) is measured in the same run.
 """
 
 import argparse
@@ -39,6 +40,11 @@ RESULTS = Path(__file__).parent / "results"
 IN_TURN = ("command", "imports", "plan", "weights", "kv_cache", "warmup", "verify")
 BESIDE = ("api", "tokenizer")
 POLL_SECONDS = 0.01
+IMPORTS = {
+    "by default": "import quire_engine.start",
+    "seldom": "from quire_engine.garbage import collect_seldom; collect_seldom(); "
+    "import quire_engine.start",
+}
 PATIENCE_SECONDS = 120
 
 
@@ -152,6 +158,17 @@ def summary(starts: list[Start]) -> dict[str, object]:
     }
 
 
+def import_seconds(runs: int) -> dict[str, float]:
+    """What the engine's imports take as the garbage collector is told to work, in turn; medians."""
+    taken: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    for _ in range(runs):
+        for name, code in IMPORTS.items():
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            taken[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
 def planned_bytes(model: Path) -> int:
     """All but the KV cache, as the plan has it."""
     engine = EngineConfig(model=str(model), device="cpu")
@@ -174,6 +191,7 @@ def table(report: dict) -> str:
             "{median:.2f} ({low:.2f}-{high:.2f})".format(**report[kind][name]) for kind in kinds
         ]
         lines.append(f"| {name}{' (beside)' if name in BESIDE else ''} | {' | '.join(cells)} |")
+    default, seldom = (report["import_seconds"][name] for name in IMPORTS)
     held, planned = report["anonymous_bytes"] / 2**20, report["planned_bytes"] / 2**20
     return "\n".join(
         [
@@ -182,6 +200,8 @@ def table(report: dict) -> str:
             f"Cold: {report['resident_share']:.1%} of the model's pages stayed in the page cache.",
             f"Anonymous memory of both processes when ready: {held:.0f} MiB, of {planned:.0f} MiB "
             "that the plan counts without the KV cache.",
+            f"The engine's imports, garbage collected by default and seldom, in turn: "
+            f"{default:.2f} s and {seldom:.2f} s, {seldom / default:.2f} of it.",
             "",
             f"load average before and after: {report['load']}",
         ]
@@ -209,6 +229,7 @@ def main() -> None:
         "resident_share": 0.0,
         "anonymous_bytes": max(start.core_bytes + start.api_bytes for start in warm),
         "planned_bytes": planned_bytes(options.model),
+        "import_seconds": import_seconds(options.runs),
     }
     cold = []
     for _ in range(options.cold_runs):

@@ -93,6 +93,18 @@ def test_what_a_core_cannot_survive_is_said_and_becomes_its_exit_code(
     assert running.process.wait(timeout=30) == exit_code
 
 
+def test_what_fails_in_an_import_is_told(core, tiny_model, tmp_path, monkeypatch):
+    """A library that does not load ends the core in words, not in a traceback alone."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libfrob.so is not there')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    running = core(tiny_model("llama")).start()
+    failed = running.receive()
+    assert isinstance(failed, CoreFailed)
+    assert (failed.exit_code, failed.reason) == (70, "Internal")
+    assert "ImportError: libfrob.so is not there" in failed.message
+    assert running.process.wait(10) == 70
+
+
 def parent_of(core, *, then):
     """A process that starts `core` and then does that; with a descriptor of the core's."""
     script = textwrap.dedent(f"""
@@ -127,7 +139,7 @@ def test_a_core_dies_with_its_parent(core, tiny_model):
 
 
 def test_a_core_whose_parent_died_before_it_could_look_does_not_start(core, tiny_model):
-    """The parent goes while the core imports: too early for PDEATHSIG."""
+    """The parent goes before the core asks for PDEATHSIG."""
     orphan = core(tiny_model("llama"))
     parent, descriptor = parent_of(orphan, then="os._exit(0)")
     await_end(parent, descriptor, seconds=RECEIVE_MS / 1000)
