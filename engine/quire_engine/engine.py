@@ -53,12 +53,14 @@ class Engine:
 
     def step(self) -> StepOutputs:
         """Schedule, run, sample, report."""
-        batch = self.scheduler.schedule(self._clock())
+        began = self._clock()
+        batch = self.scheduler.schedule(began)
         if not batch.chunks:
             return self._report(batch, [], [])
         logits = self._model.run(batch)
         sampled = sample(logits, batch.sampling)
-        progressions = self.scheduler.finish_step(batch, [token.token_id for token in sampled])
+        token_ids = [token.token_id for token in sampled]
+        progressions = self.scheduler.finish_step(batch, token_ids, self._clock() - began)
         return self._report(batch, progressions, sampled)
 
     def add_request(self, request: AddRequest) -> None:

@@ -3,7 +3,8 @@
 There is no prefill phase and no decode phase. Each step has one budget of tokens; the running
 sequences are served first, in order of arrival, then waiting ones are admitted while budget, seats
 and blocks last. A sequence gets as many of its uncomputed tokens as the budget allows: one when it
-decodes, a chunk when its prompt is long. So decodes never wait for a prompt, only beside one.
+decodes, a chunk when its prompt is long. So decodes never wait for a prompt, only beside one, and
+how long a chunk they wait beside is bounded in time (`step_time.py`).
 
 When the blocks run out, the last-arrived running sequence gives all of its own back and waits,
 first in line, to be computed anew. The first-arrived one is never preempted for another, so it
@@ -22,6 +23,7 @@ from quire_engine.block_manager import BlockManager
 from quire_engine.errors import RequestRefused
 from quire_engine.messages import RequestId
 from quire_engine.sequence import Sequence
+from quire_engine.step_time import StepTime
 
 
 @dataclass(slots=True)
@@ -35,12 +37,36 @@ class Counters:
     generation_tokens: int = 0
 
 
+@dataclass(slots=True)
+class _Budget:
+    """What is left of a step: tokens in all, and of these for prompts."""
+
+    tokens: int
+    prefill: int
+
+    def limit(self, sequence: Sequence) -> int:
+        """Tokens that `sequence` may take."""
+        return self.tokens if sequence.is_decoding else min(self.tokens, self.prefill)
+
+    def take(self, sequence: Sequence, num_tokens: int) -> None:
+        """Count `num_tokens` of `sequence`."""
+        self.tokens -= num_tokens
+        self.prefill -= 0 if sequence.is_decoding else num_tokens
+
+
 class Scheduler:
     """Owns all live sequences, running and waiting, both in order of arrival."""
 
     def __init__(
-        self, blocks: BlockManager, *, max_num_seqs: int, token_budget: int, max_model_len: int
+        self,
+        blocks: BlockManager,
+        *,
+        max_num_seqs: int,
+        token_budget: int,
+        max_model_len: int,
+        step_time: StepTime | None = None,
     ) -> None:
+        """Without `step_time` prompts take all that decodes leave of the token budget."""
         self.blocks = blocks
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
@@ -48,6 +74,7 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._token_budget = token_budget
         self._max_model_len = max_model_len
+        self._step_time = step_time or StepTime()
 
     def add(self, sequence: Sequence) -> None:
         """Queue `sequence`. RequestRefused when it could never run to its end."""
@@ -69,14 +96,18 @@ class Scheduler:
         """The next step's batch at time `now`; empty only when nothing is waiting or running."""
         chunks: list[Chunk] = []
         queue_seconds: list[float] = []
-        budget, num_preemptions = self._token_budget, self.counters.num_preemptions
-        while budget and len(chunks) < len(self.running):
-            chunk = self._next_chunk(self.running[len(chunks)], budget)
-            if chunk is None:
-                break  # it was the last-arrived one, and gave its blocks back
-            chunks.append(chunk)
-            budget -= chunk.num_tokens
-        while budget and self.waiting and self.counters.num_preemptions == num_preemptions:
+        budget, num_preemptions = self._budget(), self.counters.num_preemptions
+        index = 0
+        while budget.tokens and index < len(self.running):
+            chunk = self._next_chunk(self.running[index], budget)
+            if chunk is not None:
+                chunks.append(chunk)
+            index += 1
+        while (
+            min(budget.tokens, budget.prefill)
+            and self.waiting
+            and self.counters.num_preemptions == num_preemptions
+        ):
             sequence = self.waiting[0]
             if len(self.running) == self._max_num_seqs or not self._admit(sequence):
                 break
@@ -86,14 +117,19 @@ class Scheduler:
             chunk = self._next_chunk(sequence, budget)
             assert chunk is not None, "an admitted sequence has room for all of its tokens"
             chunks.append(chunk)
-            budget -= chunk.num_tokens
         if any(chunk.sequence.adapter for chunk in chunks):
             # Side by side, so that an adapter's products are one call each.
             chunks.sort(key=lambda chunk: chunk.sequence.adapter)
         return Batch(tuple(chunks), tuple(queue_seconds))
 
-    def finish_step(self, batch: Batch, token_ids: Items[int | None]) -> list[Progression]:
-        """Take in a token for each sequence that sampled, in order; None fails the sequence."""
+    def finish_step(
+        self, batch: Batch, token_ids: Items[int | None], seconds: float = 0.0
+    ) -> list[Progression]:
+        """Take in a token for each sequence that sampled, in order; None fails the sequence.
+
+        `seconds` that the step took teach how long a chunk may be; 0: not known.
+        """
+        self._step_time.observe(batch, seconds)
         for chunk in batch.chunks:
             num_before = chunk.sequence.num_computed_tokens
             chunk.sequence.num_computed_tokens += chunk.num_tokens
@@ -113,13 +149,24 @@ class Scheduler:
         """Raise CoreDied unless each block is held by live sequences or by nobody."""
         self.blocks.check_integrity((*self.running, *self.waiting))
 
-    def _next_chunk(self, sequence: Sequence, budget: int) -> Chunk | None:
-        """Room for `sequence`'s next tokens, taken from later arrivals if need be."""
+    def _budget(self) -> _Budget:
+        num_decodes = sum(sequence.is_decoding for sequence in self.running)
+        prompts = (s.num_computed_tokens for s in self.running if not s.is_decoding)
+        prefill = self._step_time.prefill_tokens(num_decodes, next(prompts, 0), self._token_budget)
+        return _Budget(self._token_budget, prefill)
+
+    def _next_chunk(self, sequence: Sequence, budget: _Budget) -> Chunk | None:
+        """Room for `sequence`'s next tokens, taken from later arrivals if need be. None where it
+        may take none now, or was the last-arrived one itself and gave its blocks back.
+        """
         missing = sequence.num_tokens - sequence.num_computed_tokens
-        num_tokens = min(missing, budget)
+        num_tokens = min(missing, budget.limit(sequence))
+        if not num_tokens:
+            return None
         while not self.blocks.allocate(sequence, sequence.num_computed_tokens + num_tokens):
             if self._preempt_last() is sequence:
                 return None
+        budget.take(sequence, num_tokens)
         return Chunk(sequence, num_tokens, samples=num_tokens == missing)
 
     def _preempt_last(self) -> Sequence:

@@ -57,6 +57,11 @@ class Sequence:
         """Tokens of the answer so far."""
         return len(self.token_ids) - self.num_prompt_tokens
 
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its next token is all that it lacks; else it is on its way through a prompt."""
+        return self.num_generated_tokens > 0 and self.num_tokens - self.num_computed_tokens == 1
+
     def finish_reason(self, max_model_len: int) -> FinishReason | None:
         """Why the newest token is the last one; None when there is more to come."""
         sampling, generated = self.sampling, self.num_generated_tokens

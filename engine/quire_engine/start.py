@@ -30,6 +30,7 @@ from quire_engine.models.decoder import lazy_zeros
 from quire_engine.models.lora import Adapter
 from quire_engine.runner import ModelRunner
 from quire_engine.scheduler import Scheduler
+from quire_engine.step_time import StepTime
 from quire_engine.weight_facts import DeviceKind
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def start_engine(
         max_num_seqs=config.max_num_seqs,
         token_budget=plan.max_num_batched_tokens,
         max_model_len=plan.max_model_len,
+        step_time=StepTime(config.max_decode_slowdown),
     )
     ready = CoreReady(
         max_model_len=plan.max_model_len,

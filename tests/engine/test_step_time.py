@@ -1,0 +1,164 @@
+"""The model of a step's time, fed with steps whose law is known; all times are virtual."""
+
+import random
+
+import pytest
+
+from quire_engine.batch import Batch, Chunk
+from quire_engine.block_manager import BlockManager
+from quire_engine.messages import AddRequest, RequestId, SamplingParams
+from quire_engine.scheduler import Scheduler
+from quire_engine.sequence import Sequence
+from quire_engine.step_time import MIN_PREFILL_TOKENS, StepTime
+
+BASE, DECODE, PROMPT, CONTEXT = 0.02, 0.003, 0.0015, 2e-7
+MOST = 512
+
+
+def sequence_of(name, prompt_len, max_tokens=5000):
+    return Sequence.of(
+        AddRequest(
+            request_id=RequestId(name),
+            prompt_token_ids=tuple(range(prompt_len)),
+            sampling=SamplingParams(temperature=0, max_tokens=max_tokens),
+        ),
+        arrival_time=0.0,
+    )
+
+
+def decoding(name="d", num_tokens=20):
+    sequence = sequence_of(name, num_tokens - 1)
+    sequence.token_ids.append(7)
+    sequence.num_computed_tokens = num_tokens - 1
+    return sequence
+
+
+def batch_of(num_decodes, num_prefill=0, context=0):
+    chunks = [Chunk(decoding(), 1, samples=True) for _ in range(num_decodes)]
+    if num_prefill:
+        prompt = sequence_of("p", context + num_prefill)
+        prompt.num_computed_tokens = context
+        chunks.append(Chunk(prompt, num_prefill, samples=True))
+    return Batch(tuple(chunks))
+
+
+def law(batch):
+    """Seconds of a step on a machine that behaves."""
+    seconds = BASE
+    for chunk in batch.chunks:
+        context = chunk.sequence.num_computed_tokens + chunk.num_tokens / 2
+        if chunk.sequence.is_decoding:
+            seconds += DECODE
+        else:
+            seconds += chunk.num_tokens * (PROMPT + CONTEXT * context)
+    return seconds
+
+
+def taught(model, num_steps=300, noise=0.1, seed=3):
+    generator = random.Random(seed)
+    for _ in range(num_steps):
+        batch = batch_of(
+            generator.randrange(0, 9),
+            generator.choice((0, 0, 16, 64, 200, 512)),
+            generator.randrange(0, 4000),
+        )
+        if batch.chunks:
+            model.observe(batch, law(batch) * generator.uniform(1 - noise, 1 + noise))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("num_decodes", "num_prefill", "context"), [(1, 0, 0), (8, 0, 0), (8, 64, 3000), (0, 512, 100)]
+)
+def test_what_a_step_takes_is_learned(num_decodes, num_prefill, context):
+    model = taught(StepTime(2.0))
+    expected = law(batch_of(num_decodes, num_prefill, context))
+    assert model.seconds(num_decodes, num_prefill, context) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_step_that_was_held_up_moves_little():
+    model = taught(StepTime(2.0))
+    before = model.seconds(8)
+    for _ in range(3):
+        model.observe(batch_of(8), 40 * law(batch_of(8)))
+    assert model.seconds(8) == pytest.approx(before, rel=0.1)
+
+
+def test_a_machine_that_became_slower_is_learned_anew():
+    model = taught(StepTime(2.0))
+    for _ in range(600):
+        model.observe(batch_of(8), 3 * law(batch_of(8)))
+    assert model.seconds(8) == pytest.approx(3 * law(batch_of(8)), rel=0.15)
+
+
+def test_no_step_makes_another_one_negative():
+    model = StepTime(2.0)
+    model.observe(batch_of(0, 512), 0.001)
+    model.observe(batch_of(8), 5.0)
+    model.observe(batch_of(1), 0.001)
+    assert model.seconds(0, 512) >= 0
+    assert model.seconds(8) >= model.seconds(1) >= 0
+
+
+@pytest.mark.parametrize(("slowdown", "num_decodes"), [(0.0, 8), (2.0, 0)])
+def test_nothing_is_held_back_where_off_or_where_nothing_decodes(slowdown, num_decodes):
+    assert taught(StepTime(slowdown)).prefill_tokens(num_decodes, 0, MOST) == MOST
+
+
+def test_a_chunk_is_as_long_as_the_slowdown_allows_and_shorter_far_into_a_prompt():
+    model = taught(StepTime(2.0), noise=0.0)
+    alone = law(batch_of(8))
+    for context in (0, 2000, 6000):
+        tokens = model.prefill_tokens(8, context, MOST)
+        assert law(batch_of(8, tokens, context)) == pytest.approx(2 * alone, rel=0.1)
+    assert model.prefill_tokens(8, 6000, MOST) < model.prefill_tokens(8, 0, MOST)
+
+
+def test_a_prompt_comes_on_whatever_it_costs():
+    model = StepTime(1.01)
+    model.observe(batch_of(0, 512), 1000.0)
+    model.observe(batch_of(1), 0.001)
+    assert model.prefill_tokens(1, 0, MOST) == MIN_PREFILL_TOKENS
+    assert model.prefill_tokens(1, 0, 4) == 4
+
+
+def test_steps_of_decodes_alone_do_not_make_prompts_forgotten():
+    model = taught(StepTime(2.0), noise=0.0)
+    before = model.prefill_tokens(8, 1000, MOST)
+    for _ in range(2000):
+        model.observe(batch_of(8), law(batch_of(8)))
+    assert model.prefill_tokens(8, 1000, MOST) == pytest.approx(before, rel=0.1)
+
+
+@pytest.mark.parametrize("num_decodes", [1, 8])
+def test_decodes_beside_a_long_prompt_keep_their_pace(num_decodes):
+    """From a start that knows nothing: prompts, decodes, then 4,000 tokens beside them."""
+    generator = random.Random(1)
+    scheduler = Scheduler(
+        BlockManager(1000, 16, enable_prefix_caching=False),
+        max_num_seqs=16,
+        token_budget=MOST,
+        max_model_len=8192,
+        step_time=StepTime(1.75),
+    )
+
+    def step():
+        batch = scheduler.schedule(0.0)
+        seconds = law(batch) * generator.uniform(0.95, 1.05)
+        scheduler.finish_step(batch, [9] * len(batch.sampling), seconds)
+        return seconds
+
+    for number in range(num_decodes):
+        scheduler.add(sequence_of(f"d{number}", 100))
+    for _ in range(60):
+        step()
+    alone = sorted(step() for _ in range(100))
+    prompt = sequence_of("long", 4000)
+    scheduler.add(prompt)
+    beside = []
+    while not prompt.num_generated_tokens:
+        beside.append(step())
+    beside.sort()
+    assert beside[-1 - len(beside) // 100] <= 2 * alone[-2]
+    least = 4000 * PROMPT / (0.75 * alone[50])  # steps, were each as long as it may be
+    assert least < len(beside) < 2.5 * least
