@@ -90,6 +90,9 @@ def serve(
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and answer.")] = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences in one step.")] = 128,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.")] = None,
+    max_decode_slowdown: Annotated[
+        float, typer.Option(help="Longest step beside a prompt, in steps without; 0: any.")
+    ] = 1.75,
     gpu_memory_utilization: Annotated[float, typer.Option(help="Share of a GPU, 0 to 1.")] = 0.9,
     kv_cache_memory_bytes: Annotated[int | None, typer.Option(help="Bytes of KV cache.")] = None,
     num_gpu_blocks_override: Annotated[int | None, typer.Option(help="Blocks of KV cache.")] = None,
@@ -117,6 +120,9 @@ def serve(
         ),
     ] = None,
     max_num_queued_reqs: Annotated[int, typer.Option(help="Waiting sequences, then 429.")] = 1024,
+    max_num_queued_tokens: Annotated[
+        int | None, typer.Option(help="Waiting prompt tokens, then 429. Default: 256 steps' full.")
+    ] = None,
     shutdown_timeout: Annotated[float, typer.Option(help="Seconds to finish on SIGTERM.")] = 120.0,
     health_timeout: Annotated[
         float, typer.Option(help="Seconds of standstill, then /health answers 503.")
@@ -140,6 +146,7 @@ def serve(
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        max_decode_slowdown=max_decode_slowdown,
         gpu_memory_utilization=gpu_memory_utilization,
         kv_cache_memory_bytes=kv_cache_memory_bytes,
         num_gpu_blocks_override=num_gpu_blocks_override,
@@ -158,6 +165,7 @@ def serve(
         port=port,
         api_keys=tuple(api_key or ()),
         max_num_queued_reqs=max_num_queued_reqs,
+        max_num_queued_tokens=max_num_queued_tokens,
         shutdown_timeout=shutdown_timeout,
         health_timeout=health_timeout,
         ready_timeout=ready_timeout,

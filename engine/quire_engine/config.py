@@ -95,8 +95,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Sequences in one step. 128 is vLLM's default on a CPU; beyond it a step only gets longer."""
 
     max_num_batched_tokens: int | None = None
-    """Token budget of one step. None: 512 on a CPU (about a second of SmolLM2 prefill on two cores,
-    which bounds how long a decode waits beside a long prompt), 8192 on a GPU."""
+    """Token budget of one step. None: 512 on a CPU (about a second of SmolLM2 prefill on two
+    cores), 8192 on a GPU. Beside decodes prompts take less of it: max_decode_slowdown."""
 
     max_decode_slowdown: float = 1.75
     """How many times longer a step with decodes may take because parts of prompts run beside them,

@@ -37,6 +37,7 @@ from quire_engine.messages import (
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_QUEUED_STEPS = 256  # full steps of prompts that may wait, where nobody says how many tokens
 LAST_WORDS_SECONDS = 0.2  # a CoreFailed may still be on its way when the process is already gone
 
 _NOTHING_YET = CoreStats(
@@ -58,6 +59,7 @@ class _Sequence:
 
     generation: "Generation"
     arrived: float
+    num_prompt_tokens: int
     last_token: float | None = None
 
 
@@ -135,10 +137,18 @@ class CoreEnd:
 class CoreClient:
     """The core process, seen from the event loop. One at a time; not thread safe."""
 
-    def __init__(self, core: CoreProcess, metrics: Metrics, *, max_num_queued_reqs: int) -> None:
+    def __init__(
+        self,
+        core: CoreProcess,
+        metrics: Metrics,
+        *,
+        max_num_queued_reqs: int,
+        max_num_queued_tokens: int | None = None,
+    ) -> None:
         self._core = core
         self._metrics = metrics
         self._max_num_queued_reqs = max_num_queued_reqs
+        self._max_num_queued_tokens = max_num_queued_tokens
         self._sequences: dict[RequestId, _Sequence] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromCore)
@@ -146,6 +156,8 @@ class CoreClient:
         self._became_ready = asyncio.Event()
         self.stats = _NOTHING_YET
         self.ready: CoreReady | None = None
+        self.num_queued_tokens = 0
+        """Of the prompts whose first token is still to come, wherever they are."""
         self.pending_since: float | None = None
         """When the first of the sequences now open came, monotonic; None while there is none."""
 
@@ -200,16 +212,36 @@ class CoreClient:
                 retry_after=self._seconds_to_a_seat(),
             )
 
+    def require_room_for_tokens(self, num_tokens: int) -> None:
+        """QueueFull when prompts of so many tokens in all cannot be taken now. Where no prompt
+        waits, any can.
+        """
+        assert self.ready is not None
+        most = self._max_num_queued_tokens
+        if most is None:
+            most = DEFAULT_QUEUED_STEPS * self.ready.max_num_batched_tokens
+        if self.num_queued_tokens and self.num_queued_tokens + num_tokens > most:
+            seconds = _whole_seconds(self._metrics.mean_ttft_seconds)
+            raise QueueFull(
+                f"at most {most} prompt tokens may wait for their answers' first tokens, "
+                f"{self.num_queued_tokens} wait and this request brings {num_tokens}; "
+                f"try again in {seconds} s",
+                retry_after=seconds,
+            )
+
     def submit(self, requests: Sequence[AddRequest], *, arrived: float) -> Generation:
         """Send the sequences of one HTTP request. QueueFull or Unavailable when they cannot be
         taken.
         """
         self.require_room(len(requests))
+        self.require_room_for_tokens(sum(len(request.prompt_token_ids) for request in requests))
         generation = Generation(self, [request.request_id for request in requests])
         if not self._sequences:
             self.pending_since = time.monotonic()
         for request in requests:
-            self._sequences[request.request_id] = _Sequence(generation, arrived)
+            num_tokens = len(request.prompt_token_ids)
+            self._sequences[request.request_id] = _Sequence(generation, arrived, num_tokens)
+            self.num_queued_tokens += num_tokens
             self._send(request)
         return generation
 
@@ -283,7 +315,7 @@ class CoreClient:
         """A seat frees every (mean time of a request / seats) seconds; the queue comes first."""
         assert self.ready is not None
         seconds = self.num_queued * self._metrics.mean_e2e_seconds / self.ready.max_num_seqs
-        return max(1, min(60, math.ceil(seconds)))
+        return _whole_seconds(seconds)
 
     def _send(self, message: ToCore) -> None:
         try:
@@ -338,6 +370,8 @@ class CoreClient:
                 self._metrics.observe_tokens(
                     len(output.token_ids), now, entry.arrived, entry.last_token
                 )
+                if entry.last_token is None:
+                    self.num_queued_tokens -= entry.num_prompt_tokens
                 entry.last_token = now
             if output.finish_reason is not None:
                 self._forget(output.request_id, output.finish_reason)
@@ -345,6 +379,13 @@ class CoreClient:
 
     def _forget(self, request_id: RequestId, reason: str) -> None:
         entry = self._sequences.pop(request_id)
+        if entry.last_token is None:
+            self.num_queued_tokens -= entry.num_prompt_tokens
         if not self._sequences:
             self.pending_since = None
         self._metrics.observe_end(reason, time.monotonic() - entry.arrived)
+
+
+def _whole_seconds(seconds: float) -> int:
+    """As Retry-After carries them: a second to a minute."""
+    return max(1, min(60, math.ceil(seconds)))

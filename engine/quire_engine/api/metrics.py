@@ -59,6 +59,8 @@ class CoreView(Protocol):
     @property
     def num_waiting(self) -> int: ...
 
+    num_queued_tokens: int
+
 
 class Metrics:
     """All of a server's metrics, in a registry of their own. `wall`: epoch seconds."""
@@ -70,6 +72,7 @@ class Metrics:
         self._wall = wall
         self.registry = CollectorRegistry()
         self.mean_e2e_seconds = 0.0
+        self.mean_ttft_seconds = 0.0
         labels = (model_name, ENGINE)
         ProcessCollector(registry=self.registry)
         self.registry.register(_PageTime(wall))
@@ -128,6 +131,7 @@ class Metrics:
         """`count` tokens of one sequence came at once; several share the time since the last."""
         if last_token is None:
             self._ttft.observe(now - arrived)
+            self.mean_ttft_seconds = _moved(self.mean_ttft_seconds, now - arrived)
         else:
             self._itl.observe((now - last_token) / count, count)
 
@@ -138,8 +142,7 @@ class Metrics:
             self._aborted.inc()
         elif reason != "error":
             self._e2e.observe(e2e_seconds)
-            mean = self.mean_e2e_seconds or e2e_seconds
-            self.mean_e2e_seconds = mean + EWMA_WEIGHT * (e2e_seconds - mean)
+            self.mean_e2e_seconds = _moved(self.mean_e2e_seconds, e2e_seconds)
 
     def observe_startup(self, seconds_by_phase: dict[str, float]) -> None:
         """Start-up, once."""
@@ -148,6 +151,11 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text that /metrics answers."""
         return generate_latest(self.registry)
+
+
+def _moved(mean: float, value: float) -> float:
+    mean = mean or value
+    return mean + EWMA_WEIGHT * (value - mean)
 
 
 class _Histogram(Collector):
@@ -243,6 +251,11 @@ class _CoreCollector(Collector):
         )
         yield self._gauge(
             "vllm:num_requests_waiting", "Sequences that do not run yet.", self._core.num_waiting
+        )
+        yield self._gauge(
+            "quire_queued_prompt_tokens",
+            "Prompt tokens whose answers' first tokens are still to come.",
+            self._core.num_queued_tokens,
         )
         yield self._gauge(
             "vllm:kv_cache_usage_perc", "Blocks held by sequences, 0 to 1.", stats.kv_cache_usage

@@ -73,7 +73,10 @@ class Server:
         self._model: ServedModel | None = None
         self.metrics = Metrics(settings.served_model_names[0])
         self.client = CoreClient(
-            core, self.metrics, max_num_queued_reqs=settings.max_num_queued_reqs
+            core,
+            self.metrics,
+            max_num_queued_reqs=settings.max_num_queued_reqs,
+            max_num_queued_tokens=settings.max_num_queued_tokens,
         )
         self.metrics.watch(self.client, len(settings.lora_modules))
         self.drain = Drain(settings.shutdown_timeout)

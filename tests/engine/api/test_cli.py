@@ -39,7 +39,8 @@ def test_flags_are_vllms(served: list[tuple[ServerSettings, EngineConfig]]) -> N
         "--host 127.0.0.1 --port 9000 --api-key k1 --api-key k2 --device cpu --block-size 32 "
         "--num-gpu-blocks-override 99 "
         "--no-enable-prefix-caching --kv-cache-memory-bytes 1000000 --shutdown-timeout 5 --seed 3 "
-        "--max-num-queued-reqs 7 --load-format dummy"
+        "--max-num-queued-reqs 7 --max-num-queued-tokens 900 --max-decode-slowdown 3 "
+        "--load-format dummy"
     )
     assert run("serve", "/models/m", *flags.split()) == 0
     ((settings, config),) = served
@@ -47,11 +48,12 @@ def test_flags_are_vllms(served: list[tuple[ServerSettings, EngineConfig]]) -> N
         model="/models/m", dtype="bfloat16", max_model_len=2048, max_num_seqs=8,
         max_num_batched_tokens=256, gpu_memory_utilization=0.5, device="cpu", block_size=32,
         num_gpu_blocks_override=99, enable_prefix_caching=False, kv_cache_memory_bytes=1000000,
-        seed=3, load_format="dummy",
+        seed=3, load_format="dummy", max_decode_slowdown=3,
     )  # fmt: skip
     assert settings == ServerSettings(
         model="/models/m", served_model_names=("chat",), host="127.0.0.1", port=9000,
         api_keys=("k1", "k2"), shutdown_timeout=5, max_num_queued_reqs=7,
+        max_num_queued_tokens=900,
     )  # fmt: skip
 
 
@@ -109,6 +111,8 @@ def test_a_model_may_look_like_a_module(served: list[tuple[ServerSettings, Engin
         ("serve m --dtype int3", "'int3' is not one of 'auto', 'float32'"),
         ("serve m --port 99999", "port must be in 0..65535, got 99999"),
         ("serve m --tensor-parallel-size 2", "tensor_parallel_size must be 1"),
+        ("serve m --max-num-queued-tokens 0", "max_num_queued_tokens must be >= 1, got 0"),
+        ("serve m --max-decode-slowdown 1", "max_decode_slowdown must be > 1, or 0 for no bound"),
         ("serve m --max-num-queued-reqs -1", "max_num_queued_reqs must be >= 0, got -1"),
         ("serve m --served-model-name ", "must not be empty"),
         ("frob", "No such command 'frob'"),

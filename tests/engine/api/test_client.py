@@ -5,13 +5,30 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
+from quire_engine.api.client import CoreClient
+from quire_engine.api.metrics import Metrics
+from quire_engine.messages import (
+    AddRequest,
+    CoreReady,
+    Output,
+    RequestId,
+    SamplingParams,
+    StepOutputs,
+)
+
 LONG = {"prompt": "hello", "max_tokens": 4000}
 SLOW = {"FAKE_STEP_SECONDS": "0.01"}
+READY = CoreReady(
+    max_model_len=100, num_blocks=10, block_size=16, vocab_size=50, max_num_seqs=4,
+    max_num_batched_tokens=512, dtype="float32", device="cpu", kernels="", weight_bytes=1,
+    kv_cache_bytes=1, startup_seconds={},
+)  # fmt: skip
 
 
 def post(server: Any, body: dict[str, Any]) -> httpx.Response:
@@ -154,6 +171,47 @@ def test_a_full_queue_answers_429_and_takes_what_fits(launch_server: Any) -> Non
         assert [answer.result().status_code for answer in taken] == [200] * 5
     assert server.post("/v1/completions", body).status_code == 200
     assert server.post("/v1/completions", {**body, "n": 6}).status_code == 400
+
+
+def test_too_many_waiting_prompt_tokens_answer_429(launch_server: Any) -> None:
+    """A prompt longer than the bound is taken where none waits; beside it none has room."""
+    server = launch_server(max_num_queued_tokens=10)
+    core = server.core_pid()
+    os.kill(core, signal.SIGSTOP)
+    long, short = ({"prompt": [7] * count, "max_tokens": 2} for count in (20, 1))
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(post, server, long)
+        server.eventually(lambda: server.metric("quire_queued_prompt_tokens") == 20)
+        refused = server.post("/v1/completions", short)
+        assert refused.status_code == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        error = refused.json()["error"]
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        assert "at most 10 prompt tokens may wait" in error["message"]
+        assert "20 wait and this request brings 1" in error["message"]
+        os.kill(core, signal.SIGCONT)
+        assert taken.result().status_code == 200
+    assert server.metric("quire_queued_prompt_tokens") == 0
+    assert server.post("/v1/completions", short).status_code == 200
+
+
+def test_prompt_tokens_wait_until_the_first_token_or_the_end() -> None:
+    core = SimpleNamespace(requests=SimpleNamespace(send=lambda frame, flags: None))
+    client = CoreClient(core, Metrics("fake"), max_num_queued_reqs=9)  # type: ignore[arg-type]
+    client.ready = READY
+    requests = [
+        AddRequest(request_id=RequestId(name), prompt_token_ids=(1,) * 5, sampling=SamplingParams())
+        for name in ("answered", "refused", "left")
+    ]
+    with client.submit(requests, arrived=0.0):
+        assert client.num_queued_tokens == 15
+        first = Output(request_id=RequestId("answered"), token_ids=(3,))
+        client._handle(StepOutputs(outputs=(first, first), stats=client.stats))
+        assert client.num_queued_tokens == 10
+        error = Output(request_id=RequestId("refused"), token_ids=(), finish_reason="error")
+        client._handle(StepOutputs(outputs=(error,), stats=client.stats))
+        assert client.num_queued_tokens == 5
+    assert client.num_queued_tokens == 0
 
 
 def test_a_burst_into_free_seats_is_no_queue(launch_server: Any) -> None:
