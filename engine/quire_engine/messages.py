@@ -42,6 +42,8 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag="add"):
     sampling: SamplingParams
     cache_salt: str = ""  # part of the prefix cache's hash chain: tenants do not see each other's
     adapter: str = ""  # name of a LoRA adapter in the core's config; empty: the model itself
+    priority: int = 0  # the lower, the earlier; 64 bits, signed
+    user: str = ""  # whose fair share it takes from while others wait
 
 
 class AbortRequests(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):

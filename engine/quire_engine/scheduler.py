@@ -1,19 +1,22 @@
 """Which tokens of which sequences run in the next step.
 
 There is no prefill phase and no decode phase. Each step has one budget of tokens; the running
-sequences are served first, in order of arrival, then waiting ones are admitted while budget, seats
-and blocks last. A sequence gets as many of its uncomputed tokens as the budget allows: one when it
-decodes, a chunk when its prompt is long. So decodes never wait for a prompt, only beside one, and
-how long a chunk they wait beside is bounded in time (`step_time.py`).
+sequences are served first, by rank, then waiting ones are admitted while budget, seats and blocks
+last, in the order of the line (`waiting_line.py`). A sequence gets as many of its uncomputed tokens
+as the budget allows: one when it decodes, a chunk when its prompt is long. So decodes never wait
+for a prompt, only beside one, and how long they wait there is bounded in time (`step_time.py`).
 
-When the blocks run out, the last-arrived running sequence gives all of its own back and waits,
-first in line, to be computed anew. The first-arrived one is never preempted for another, so it
-ends; then the next is first: nobody starves.
+A sequence's rank is its priority and, within it, its place among all that were ever begun. When the
+blocks run out, the running sequence of the last rank gives all of its own back and waits to be
+computed anew, before all of its priority that were not begun; it keeps its rank. The one of the
+first rank is never preempted, so it ends; then the next is first: nobody starves, unless by
+requests of a better priority that never end. Who waits takes nothing from those that run, whatever
+its priority.
 
 Pure: no torch, no clock, no randomness; the time is an argument.
 """
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from quire_engine.errors import RequestRefused
 from quire_engine.messages import RequestId
 from quire_engine.sequence import Sequence
 from quire_engine.step_time import StepTime
+from quire_engine.waiting_line import WaitingLine
 
 
 @dataclass(slots=True)
@@ -55,7 +59,7 @@ class _Budget:
 
 
 class Scheduler:
-    """Owns all live sequences, running and waiting, both in order of arrival."""
+    """Owns all live sequences: the running ones by rank, the waiting ones in their line."""
 
     def __init__(
         self,
@@ -69,12 +73,14 @@ class Scheduler:
         """Without `step_time` prompts take all that decodes leave of the token budget."""
         self.blocks = blocks
         self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingLine()
         self.counters = Counters()
         self._max_num_seqs = max_num_seqs
         self._token_budget = token_budget
         self._max_model_len = max_model_len
         self._step_time = step_time or StepTime()
+        self._num_arrived = 0
+        self._num_admitted = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue `sequence`. RequestRefused when it could never run to its end."""
@@ -90,7 +96,9 @@ class Scheduler:
                 f"prompt and answer must fit the KV cache's {self.blocks.num_blocks} blocks of "
                 f"{self.blocks.block_size} tokens, got {need} blocks; lower max_tokens"
             )
-        self.waiting.append(sequence)
+        self._num_arrived += 1
+        sequence.arrival = self._num_arrived
+        self.waiting.add(sequence)
 
     def schedule(self, now: float) -> Batch:
         """The next step's batch at time `now`; empty only when nothing is waiting or running."""
@@ -108,11 +116,11 @@ class Scheduler:
             and self.waiting
             and self.counters.num_preemptions == num_preemptions
         ):
-            sequence = self.waiting[0]
+            sequence = self.waiting.first()
+            is_new = not sequence.admission
             if len(self.running) == self._max_num_seqs or not self._admit(sequence):
                 break
-            if not sequence.admitted:
-                sequence.admitted = True
+            if is_new:
                 queue_seconds.append(now - sequence.arrival_time)
             chunk = self._next_chunk(sequence, budget)
             assert chunk is not None, "an admitted sequence has room for all of its tokens"
@@ -156,8 +164,8 @@ class Scheduler:
         return _Budget(self._token_budget, prefill)
 
     def _next_chunk(self, sequence: Sequence, budget: _Budget) -> Chunk | None:
-        """Room for `sequence`'s next tokens, taken from later arrivals if need be. None where it
-        may take none now, or was the last-arrived one itself and gave its blocks back.
+        """Room for `sequence`'s next tokens, taken from later ranks if need be. None where it may
+        take none now, or was of the last rank itself and gave its blocks back.
         """
         missing = sequence.num_tokens - sequence.num_computed_tokens
         num_tokens = min(missing, budget.limit(sequence))
@@ -175,7 +183,7 @@ class Scheduler:
         sequence.num_computed_tokens = 0
         sequence.num_preemptions += 1
         self.counters.num_preemptions += 1
-        self.waiting.appendleft(sequence)
+        self.waiting.put_back(sequence)
         return sequence
 
     def _admit(self, sequence: Sequence) -> bool:
@@ -185,12 +193,15 @@ class Scheduler:
             return False
         self.blocks.take_prefix(sequence, prefix)
         sequence.num_computed_tokens = len(prefix) * self.blocks.block_size
-        if not sequence.admitted:  # what a preempted one finds again is no hit of the cache's
+        self.waiting.begin(sequence, sequence.num_tokens - sequence.num_computed_tokens)
+        if not sequence.admission:  # what a preempted one finds again is no hit of the cache's
             sequence.num_cached_tokens = sequence.num_computed_tokens
+            self._num_admitted += 1
+            sequence.admission = self._num_admitted
             self.counters.prompt_tokens += sequence.num_prompt_tokens
             self.counters.prefix_cache_queries += sequence.num_prompt_tokens
             self.counters.prefix_cache_hits += sequence.num_cached_tokens
-        self.running.append(self.waiting.popleft())
+        insort(self.running, sequence, key=lambda running: running.rank)
         return True
 
     def _extend(self, sequence: Sequence, token_id: int | None) -> Progression:
@@ -199,6 +210,7 @@ class Scheduler:
             return Progression(sequence, None, "error")
         sequence.token_ids.append(token_id)
         self.counters.generation_tokens += 1
+        self.waiting.shares.charge(sequence.user, 1)
         reason = sequence.finish_reason(self._max_model_len)
         if reason is not None:
             self._drop(sequence)
@@ -208,5 +220,5 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
         else:
-            self.waiting.remove(sequence)
+            self.waiting.drop(sequence)
         self.blocks.free(sequence)

@@ -26,7 +26,10 @@ class Sequence:
     num_computed_tokens: int = 0  # whose keys and values lie in the cache
     num_cached_tokens: int = 0  # of the prompt, taken from the prefix cache at first admission
     num_preemptions: int = 0
-    admitted: bool = False  # has been scheduled once, whatever happened since
+    priority: int = 0  # the lower, the earlier
+    user: str = ""  # who shares fairly with other users
+    arrival: int = 0  # its place among all that were ever queued, from 1
+    admission: int = 0  # its place among all that were ever begun, from 1; 0: not begun yet
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks, as far as known
 
@@ -45,7 +48,14 @@ class Sequence:
             seed=seed if request.sampling.seed is None else request.sampling.seed,
             adapter=request.adapter,
             adapter_hash=adapter_hash,
+            priority=request.priority,
+            user=request.user,
         )
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Its place among those that were begun: whose room is taken last, and given back first."""
+        return (self.priority, self.admission)
 
     @property
     def num_tokens(self) -> int:

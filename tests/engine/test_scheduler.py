@@ -16,12 +16,14 @@ def scheduler_of(num_blocks=100, *, budget=16, max_num_seqs=8, max_model_len=200
     )
 
 
-def add(scheduler, name, prompt_len, now=0.0, first_token=0, **sampling):
+def add(scheduler, name, prompt_len, now=0.0, first_token=0, priority=0, user="", **sampling):
     sequence = Sequence.of(
         AddRequest(
             request_id=RequestId(name),
             prompt_token_ids=tuple(range(first_token, first_token + prompt_len)),
             sampling=SamplingParams(temperature=0, **{"max_tokens": 50, **sampling}),
+            priority=priority,
+            user=user,
         ),
         arrival_time=now,
     )
@@ -166,3 +168,58 @@ def test_an_abort_frees_blocks_at_once_wherever_the_sequence_stands():
     assert not scheduler.running
     assert not scheduler.waiting
     scheduler.check_integrity()
+
+
+def finishing_order(scheduler):
+    """Run to the end: names in the order in which they ended."""
+    order = []
+    while scheduler.running or scheduler.waiting:
+        batch = scheduler.schedule(0.0)
+        for progression in scheduler.finish_step(batch, [999] * len(batch.sampling)):
+            if progression.finish_reason is not None:
+                order.append(progression.sequence.request_id)
+    return order
+
+
+def test_a_lower_priority_number_is_begun_earlier():
+    scheduler = scheduler_of(max_num_seqs=1)
+    for name, priority in (("a", 0), ("b", 5), ("c", -3), ("d", 0), ("e", -3)):
+        add(scheduler, name, 3, priority=priority, max_tokens=2)
+    assert finishing_order(scheduler) == ["c", "e", "a", "d", "b"]
+
+
+def test_waiting_takes_nothing_from_those_that_run():
+    scheduler = scheduler_of(max_num_seqs=1)
+    add(scheduler, "running", 3, priority=9, max_tokens=4)
+    step(scheduler)
+    add(scheduler, "urgent", 3, priority=-9, max_tokens=1)
+    assert step(scheduler) == {"running": 1}
+    assert finishing_order(scheduler) == ["running", "urgent"]
+
+
+def test_the_worst_priority_is_preempted_though_it_was_begun_first():
+    scheduler = scheduler_of(num_blocks=6, budget=64)
+    patient = add(scheduler, "patient", 10, priority=1, max_tokens=12)
+    step(scheduler)
+    urgent = add(scheduler, "urgent", 11, first_token=100, max_tokens=12)
+    while not (patient.num_preemptions or urgent.num_preemptions):
+        step(scheduler)
+    assert (patient.num_preemptions, urgent.num_preemptions) == (1, 0)
+    assert finishing_order(scheduler) == ["urgent", "patient"]
+
+
+def test_the_preempted_comes_back_before_others_of_its_priority_and_after_better_ones():
+    scheduler = scheduler_of(num_blocks=6, budget=64, max_num_seqs=2)
+    first = add(scheduler, "first", 11, max_tokens=12, user="alice")
+    second = add(scheduler, "second", 10, first_token=100, max_tokens=12, user="alice")
+    while not second.num_preemptions:
+        step(scheduler)
+    bob = add(scheduler, "bob's first", 3, first_token=200, max_tokens=1, user="bob")
+    urgent = add(scheduler, "urgent", 3, first_token=300, priority=-1, max_tokens=1)
+    while second not in scheduler.running:
+        assert not bob.admission
+        step(scheduler)
+    assert (first.admission, second.admission, urgent.admission) == (1, 2, 3), "ranks are kept"
+    assert first.num_preemptions == 0
+    finishing_order(scheduler)
+    assert bob.admission == 4

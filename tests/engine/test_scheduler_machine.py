@@ -11,6 +11,7 @@ from quire_engine.errors import RequestRefused
 from quire_engine.messages import AddRequest, RequestId, SamplingParams
 from quire_engine.scheduler import Scheduler
 from quire_engine.sequence import Sequence
+from quire_engine.step_time import StepTime
 from quire_engine.testing import FakeModel, complete
 
 BLOCK_SIZE = 4
@@ -31,11 +32,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_num_seqs=MAX_NUM_SEQS,
             token_budget=TOKEN_BUDGET,
             max_model_len=MAX_MODEL_LEN,
+            step_time=StepTime(1.5),
         )
         self.model = FakeModel(BLOCK_SIZE, vocab_size=3)
         self.live: dict[RequestId, Sequence] = {}
         self.arrivals: dict[RequestId, int] = {}
         self.num_finished = 0
+        self.begun: set[RequestId] = set()
 
     # Prompts over two tokens only, so that prefixes meet; the answers' vocabulary is small too.
     @rule(
@@ -43,8 +46,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         salt=st.sampled_from(["", "", "tenant"]),
         adapter=st.sampled_from(["", "", "one", "two"]),
+        priority=st.sampled_from([0, 0, -1, 5]),
+        user=st.sampled_from(["", "alice", "bob"]),
     )
-    def add(self, prompt: list[int], max_tokens: int, salt: str, adapter: str) -> None:
+    def add(
+        self, prompt: list[int], max_tokens: int, salt: str, adapter: str, priority: int, user: str
+    ) -> None:
         request_id = RequestId(str(len(self.arrivals)))
         self.arrivals[request_id] = len(self.arrivals)
         request = AddRequest(
@@ -53,6 +60,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             sampling=SamplingParams(temperature=0, max_tokens=max_tokens),
             cache_salt=salt,
             adapter=adapter,
+            priority=priority,
+            user=user,
         )
         arrival_time = float(len(self.arrivals))
         sequence = Sequence.of(request, arrival_time, adapter_hash=adapter.encode())
@@ -72,21 +81,41 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sequence.block_table == []
 
     @precondition(lambda self: self.live)
-    @rule()
-    def step(self) -> None:
-        first = next(iter(self.live.values()))
-        progress_before = (first.num_generated_tokens, first.num_computed_tokens)
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.05, 30.0]))
+    def step(self, seconds: float = 0.05) -> None:
+        running = list(self.scheduler.running)
+        preempted_before = {id(s): s.num_preemptions for s in self.live.values()}
         batch = self.scheduler.schedule(now=1e6)
         assert 0 < batch.num_tokens <= TOKEN_BUDGET
         assert len({id(chunk.sequence) for chunk in batch.chunks}) == len(batch.chunks)
         adapters = [chunk.sequence.adapter for chunk in batch.chunks]
         assert len(list(groupby(adapters))) == len(set(adapters)), "side by side"
         assert all(chunk.num_tokens > 0 for chunk in batch.chunks)
+        if running:  # else the first in line was begun, as the batch is not empty
+            assert any(chunk.sequence is running[0] for chunk in batch.chunks), "nobody starves"
+        self.check_preemptions(preempted_before)
+        self.check_admissions()
         tokens = self.model.next_tokens(batch)
-        for progression in self.scheduler.finish_step(batch, tokens):
+        for progression in self.scheduler.finish_step(batch, tokens, seconds):
             if progression.finish_reason is not None:
                 self.finish(progression.sequence)
-        assert (first.num_generated_tokens, first.num_computed_tokens) > progress_before
+
+    def check_preemptions(self, before: dict[int, int]) -> None:
+        """Who was preempted just now ranks behind all that still run."""
+        victims = [s for s in self.live.values() if s.num_preemptions > before[id(s)]]
+        last = self.scheduler.running[-1].rank if self.scheduler.running else (-10, 0)
+        assert all(victim.rank > last and not victim.block_table for victim in victims)
+
+    def check_admissions(self) -> None:
+        """Who was begun just now had nobody before it in line that still waits."""
+        waiting = list(self.scheduler.waiting)
+        for sequence in [s for s in self.scheduler.running if s.request_id not in self.begun]:
+            self.begun.add(sequence.request_id)
+            for other in waiting:
+                assert other.priority >= sequence.priority
+                if other.priority == sequence.priority:
+                    assert not other.admission, "the preempted come back first"
+                    assert other.user != sequence.user or other.arrival > sequence.arrival
 
     @rule()
     def reset_prefix_cache(self) -> None:
@@ -106,15 +135,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.check_integrity()
 
     @invariant()
-    def order_of_arrival_holds(self) -> None:
-        order = [self.arrivals[s.request_id] for s in self.scheduler.running]
-        order += [self.arrivals[s.request_id] for s in self.scheduler.waiting]
-        assert order == sorted(order)
-        assert len(self.scheduler.running) <= MAX_NUM_SEQS
-        assert len(order) == len(self.live)
+    def everybody_is_somewhere_once(self) -> None:
+        ranks = [sequence.rank for sequence in self.scheduler.running]
+        assert ranks == sorted(set(ranks))
+        assert len(ranks) <= MAX_NUM_SEQS
+        everybody = [*self.scheduler.running, *self.scheduler.waiting]
+        assert {s.request_id for s in everybody} == self.live.keys()
+        assert len(everybody) == len(self.scheduler.running) + len(self.scheduler.waiting)
+        assert len(everybody) == len(self.live)
 
     def teardown(self) -> None:
-        while self.live:  # each step moves the first-arrived one, so this ends
+        while self.live:  # each step moves the one of the first rank, so this ends
             self.step()
         assert self.scheduler.blocks.num_used_blocks == 0
 

@@ -12,6 +12,9 @@ from quire_engine.api.errors import ApiError, BodyTooLarge, ClientGone, Unauthor
 PROBES = frozenset({"/health", "/ready", "/metrics", "/version"})
 """Answered whatever the state, counted nowhere."""
 
+KEY_NUMBER = "key_number"
+"""In a request's state: which of the API keys it brought, where there are any."""
+
 DISCARD_FACTOR = 4
 """A body that is too long is read up to so many times the limit, so that the client, still writing,
 gets to read the 413; closing at once would reset its connection.
@@ -49,6 +52,7 @@ class Front:
                 f"the Authorization header must be 'Bearer' and a key of this server, got {what}; "
                 "ask whoever runs it for a key"
             )
+        scope.setdefault("state", {})[KEY_NUMBER] = matches.index(True)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -5,6 +5,7 @@ filled.
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from quire_engine.api.choice import Choice
 from quire_engine.api.client import CoreClient
 from quire_engine.api.detokenizer import StopCutter, TextStream
 from quire_engine.api.errors import InvalidRequest, ModelNotFound, Unavailable
-from quire_engine.api.front import read_body
+from quire_engine.api.front import KEY_NUMBER, read_body
 from quire_engine.api.generate import Answer, Job
 from quire_engine.api.protocol import (
     ChatCompletionRequest,
@@ -72,7 +73,8 @@ class Handlers:
         )
         num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
         head = self._head(body, "chatcmpl", wants_logprobs=num_logprobs is not None)
-        job = _job(head.id, body, [prompt], model, arrived, num_logprobs, self._adapter(body.model))
+        adapter, sharer = self._adapter(body.model), _sharer(request, body.user)
+        job = _job(head.id, body, [prompt], model, arrived, num_logprobs, adapter, sharer)
         return self._answer(body, job, ChatShape(head, model.tokenizer))
 
     async def completions(self, request: Request) -> Response:
@@ -85,7 +87,8 @@ class Handlers:
         self._client.require_room(len(given) * (body.n or 1))
         prompts = await _encoded(given, body, model)
         head = self._head(body, "cmpl", wants_logprobs=body.logprobs is not None)
-        job = _job(head.id, body, prompts, model, arrived, body.logprobs, self._adapter(body.model))
+        adapter, sharer = self._adapter(body.model), _sharer(request, body.user)
+        job = _job(head.id, body, prompts, model, arrived, body.logprobs, adapter, sharer)
         return self._answer(body, job, CompletionShape(head, model.tokenizer))
 
     async def tokenize(self, request: Request) -> Response:
@@ -243,6 +246,16 @@ async def _prompt(item: str | list[int], body: CompletionRequest, model: "Served
     return check_token_ids(item, model.limits, "prompt")
 
 
+def _sharer(request: Request, user: str | None) -> str:
+    """Who shares the engine with others while requests wait: the body's `user` under its API key,
+    else the key, else nobody in particular. Short, whatever was sent.
+    """
+    key_number = request.scope.get("state", {}).get(KEY_NUMBER)
+    if user is None:
+        return "" if key_number is None else f"key {key_number}"
+    return blake2b(f"{key_number}/{user}".encode(), digest_size=8).hexdigest()
+
+
 def _job(
     answer_id: str,
     body: ChatCompletionRequest | CompletionRequest,
@@ -251,6 +264,7 @@ def _job(
     arrived: float,
     num_logprobs: int | None,
     adapter: str,
+    sharer: str,
 ) -> Job:
     """The sequences and choices for each of `n` answers to each prompt, numbered as OpenAI does."""
     stops = stop_strings(body.stop)
@@ -273,6 +287,8 @@ def _job(
                 sampling=params,
                 cache_salt=body.cache_salt or "",
                 adapter=adapter,
+                priority=body.priority or 0,
+                user=sharer,
             )
         )
         choices.append(_choice(index, request_id, body, prompt, model, stops))

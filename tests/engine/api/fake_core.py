@@ -121,6 +121,9 @@ class FakeCore:
                     self._tell(f"add {message.request_id} {message.sampling} {message.cache_salt}")
                     if message.adapter:
                         self._tell(f"adapter {message.request_id} {message.adapter}")
+                    if message.priority or message.user:
+                        who = f"{message.priority} {message.user}"
+                        self._tell(f"order {message.request_id} {who}")
                     self.waiting[message.request_id] = Running(message, time.monotonic())
                 case AbortRequests():
                     for request_id in message.request_ids:

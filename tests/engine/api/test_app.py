@@ -195,3 +195,21 @@ def test_hundreds_of_bad_requests_leave_the_server_as_it_was(server: Any) -> Non
         assert sent.status_code == 400
     assert server.metric("vllm:num_requests_running") == before
     assert server.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_priority_and_who_asks_reach_the_core(launch_server: Any, path: str) -> None:
+    server = launch_server(api_keys=("k1", "k2"))
+    body: dict[str, Any] = {"max_tokens": 1, "messages": [{"role": "user", "content": "hello"}]}
+    if path == "/v1/completions":
+        body = {"max_tokens": 1, "prompt": "hello"}
+    for key, extra in (("k1", {}), ("k2", {"priority": -7}), ("k2", {"user": "alice"})):
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = httpx.post(server.url + path, json=body | extra, headers=headers, timeout=30)
+        assert answer.status_code == 200
+    told = [line.split(" ", 4)[3:] for line in server.core_lines("order")]
+    assert told[:2] == [["0", "key 0"], ["-7", "key 1"]]
+    [(priority, alice)] = told[2:]
+    assert priority == "0"
+    assert "key" not in alice
+    assert "alice" not in alice

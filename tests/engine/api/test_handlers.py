@@ -9,7 +9,8 @@ from starlette.requests import Request
 
 from quire_engine.api.client import CoreClient
 from quire_engine.api.errors import InvalidRequest, PromptTooLong, QueueFull
-from quire_engine.api.handlers import Handlers
+from quire_engine.api.front import KEY_NUMBER
+from quire_engine.api.handlers import Handlers, _sharer
 from quire_engine.api.metrics import Metrics
 from quire_engine.api.sampling import ModelLimits
 from quire_engine.messages import AddRequest, CoreReady, RequestId, SamplingParams
@@ -113,3 +114,22 @@ async def test_a_full_queue_is_told_before_anything_is_tokenized(
 async def test_the_token_ids_of_one_prompt_are_one_prompt(handlers: Handlers) -> None:
     with pytest.raises(PromptTooLong, match="got a prompt of 10"):  # refused for its length alone
         await handlers.completions(request({"prompt": list(range(10))}))
+
+
+def sharers(user: str | None, key_number: int | None) -> str:
+    scope = {"type": "http", "method": "POST", "headers": []}
+    if key_number is not None:
+        scope["state"] = {KEY_NUMBER: key_number}
+    return _sharer(Request(scope), user)
+
+
+def test_who_shares_is_the_user_under_its_key_else_the_key_else_nobody() -> None:
+    told = [
+        sharers(user, key)
+        for user in (None, "", "alice", "bob", "a" * 99999)
+        for key in (None, 0, 1)
+    ]
+    assert len(set(told)) == len(told)
+    assert sharers(None, None) == ""
+    assert sharers("alice", 0) == sharers("alice", 0)
+    assert max(map(len, told)) <= 16

@@ -96,6 +96,14 @@ def test_missing_fields_are_named() -> None:
     assert (error.param, error.code) == ("messages", "missing_required_parameter")
 
 
+def test_a_priority_is_a_whole_number_of_64_bits() -> None:
+    assert chat(priority=-3).priority == -3
+    assert completion().priority is None
+    for bad in (0.5, "high", 2**63):
+        with pytest.raises(InvalidRequest, match="priority breaks its rule"):
+            completion(priority=bad)
+
+
 ASKING = {
     "audio": {"voice": "a"}, "best_of": 2, "echo": True, "frequency_penalty": 0.5,
     "function_call": "auto", "functions": [{}], "logit_bias": {"1": 1}, "metadata": {"a": "b"},
@@ -106,7 +114,7 @@ ASKING = {
     "service_tier": "flex", "store": True, "suffix": "x", "tool_choice": "auto", "tools": [{}],
     "verbosity": "low", "web_search_options": {}, "allowed_token_ids": [1], "bad_words": ["x"],
     "chat_template": "{{ 1 }}", "continue_final_message": True, "documents": [{}],
-    "length_penalty": 2, "logits_processors": [{}], "priority": 1, "prompt_logprobs": 1,
+    "length_penalty": 2, "logits_processors": [{}], "prompt_logprobs": 1,
     "repetition_penalty": 1.1, "request_id": "x", "return_token_ids": True,
     "spaces_between_special_tokens": False, "structured_outputs": {}, "truncate_prompt_tokens": 1,
     "use_beam_search": True,
