@@ -89,6 +89,6 @@ def _stops(chance: random.Random) -> tuple[str, ...]:
 
 
 def _text(chance: random.Random) -> str:
-    """A tail of any length up to some 250 words, every other one behind a shared beginning."""
-    words = " ".join(chance.choices(WORDS, k=min(250, 1 + int(chance.expovariate(1 / 25)))))
+    """A tail of up to 100 words, every other one behind a shared beginning: at most 900 tokens."""
+    words = " ".join(chance.choices(WORDS, k=min(100, 1 + int(chance.expovariate(1 / 25)))))
     return (chance.choice(PREFIXES) if chance.random() < 0.5 else "") + words

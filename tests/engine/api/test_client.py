@@ -1,5 +1,6 @@
 """The core's death, its garbage, its queue: every accepted request gets an answer."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,13 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
+import zmq
 
-from quire_engine.api.client import CoreClient
+from quire_engine.api.client import OUTPUTS_A_TURN, CoreClient
 from quire_engine.api.metrics import Metrics
 from quire_engine.messages import (
     AddRequest,
     CoreReady,
+    CoreStats,
+    FromCore,
     Output,
     RequestId,
     SamplingParams,
@@ -244,3 +249,73 @@ def test_the_core_does_not_outlive_the_server(launch_server: Any, number: int) -
     server.process.send_signal(number)
     server.process.wait(10)
     server.eventually(lambda: not os.path.exists(f"/proc/{core}"), 10)
+
+
+async def test_a_large_step_is_handed_out_in_turns_and_in_order() -> None:
+    """The loop looks at others between two turns, and a second step overtakes none of the first."""
+    count = 2 * OUTPUTS_A_TURN + 1
+    core = RecordedCore([CoreReady(**READY_FIELDS, max_num_seqs=count), *steps(count)])
+    client = CoreClient(core, Metrics("fake"), max_num_queued_reqs=0)  # type: ignore[arg-type]
+    client._receive()  # the CoreReady
+    names = [RequestId(str(number)) for number in range(count)]
+    params = SamplingParams(max_tokens=2)
+    adds = [AddRequest(request_id=n, prompt_token_ids=(1,), sampling=params) for n in names]
+    generation = client.submit(adds, arrived=0.0)
+    core.is_stepping = True
+    client._receive()  # both steps
+    seen = list[Output]()
+    turns = 0
+    while generation.is_open:
+        seen += await generation.next()
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns >= 4
+    assert [output.request_id for output in seen] == names * 2
+    assert client.num_open == 0
+
+
+READY_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("max_model_len", "num_blocks", "block_size", "vocab_size"), 16),
+    **dict.fromkeys(("max_num_batched_tokens", "weight_bytes", "kv_cache_bytes"), 16),
+    **dict.fromkeys(("dtype", "device", "kernels"), ""),
+    "startup_seconds": {},
+}
+
+
+def steps(count: int) -> list[StepOutputs]:
+    """A token for each sequence, and each one's last."""
+    stats = CoreStats(
+        num_running=count, num_waiting=0, kv_cache_usage=0, num_preemptions=0,
+        prefix_cache_queries=0, prefix_cache_hits=0, prompt_tokens=0, generation_tokens=0,
+        step_tokens=count,
+    )  # fmt: skip
+    return [
+        StepOutputs(
+            outputs=tuple(
+                Output(request_id=RequestId(str(number)), token_ids=(1,), finish_reason=reason)
+                for number in range(count)
+            ),
+            stats=stats,
+        )
+        for reason in (None, "length")
+    ]
+
+
+class RecordedCore:
+    """Says what it is given, the first message at once and the others when it is stepping."""
+
+    def __init__(self, messages: list[FromCore]) -> None:
+        self._frames = [msgspec.msgpack.encode(message) for message in messages]
+        self.is_stepping = False
+        self._num_said = 0
+        self.requests = SimpleNamespace(send=lambda frame, flags: None)
+        self.outputs = SimpleNamespace(recv=self._recv)
+
+    def remove_folder(self) -> None:
+        """There is none."""
+
+    def _recv(self, flags: int) -> bytes:
+        if self._num_said == len(self._frames if self.is_stepping else self._frames[:1]):
+            raise zmq.Again
+        self._num_said += 1
+        return self._frames[self._num_said - 1]

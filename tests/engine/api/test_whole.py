@@ -133,7 +133,8 @@ def test_a_core_that_dies_tells_every_open_request_and_ends_the_server(
     endless = {"prompt": "hello", "max_tokens": 8000, "ignore_eos": True}
     long = {"prompt": LONG_PROMPT, "max_tokens": 6000, "ignore_eos": True}
     large = {"prompt": LONG_PROMPT * 4, "max_tokens": 9, "n": 32}  # 4 MB of the core's lists
-    with tiny_server(tmp_path, "--max-num-seqs", "4", model=model) as server:
+    flags = ("--max-num-seqs", "4", "--max-num-queued-tokens", "10000000")
+    with tiny_server(tmp_path, *flags, model=model) as server:
         with ThreadPoolExecutor(40) as pool:
             streams = [pool.submit(streamed, server, {**endless, "n": n}) for n in (1, 2)]
             server.eventually(lambda: server.metric("vllm:num_requests_running") == 3)
