@@ -105,6 +105,7 @@ demo: images ## cluster up, chart in, one apply, a streamed answer, a burst that
 bench: venv model ## measure: writes tests/bench/results
 	$(PY) tests/bench/bench_engine.py
 	$(PY) tests/bench/bench_kernels.py
+	$(PY) tests/bench/bench_chunks.py
 	$(PY) tests/bench/bench_startup.py
 
 soak: venv ## 10,000 requests of every kind at one server: nothing lost, nothing leaked
