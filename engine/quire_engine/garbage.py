@@ -4,9 +4,9 @@ import gc
 
 
 def collect_seldom() -> None:
-    """Before the imports: what they make stays, and to look through it again and again, as Python
-    does by default, is a tenth of their time (tests/bench/bench_startup.py). A step of 1,000
-    streams makes thousands of short-lived objects and no cycles besides: several collections."""
+    """From the start on: what imports make stays, and a step of 1,000 streams makes thousands of
+    short-lived objects and no cycles, which by default is several collections. What it saves while
+    importing is within the spread of runs (tests/bench/bench_startup.py)."""
     gc.set_threshold(50_000, 20, 50)
 
 
