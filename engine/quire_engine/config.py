@@ -100,9 +100,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     max_decode_slowdown: float = 1.75
     """How many times longer a step with decodes may take because parts of prompts run beside them,
-    by the model of past steps' times; 1.75 aims at a 99th percentile between two tokens within
-    twice of what it is without. 0: prompts take all that decodes leave of the token budget, which
-    has them done earlier."""
+    by the model of past steps' times, with 8 prompt tokens a step at least. 0: prompts take all
+    that decodes leave of the token budget, which has them done earlier."""
 
     block_size: int = 16
     """Tokens in one block of the KV cache, and the unit of the prefix cache. 16 wastes under 4 %
