@@ -33,6 +33,8 @@ MAX_EVENTS = 10_000
 """Kept of one namespace, the newest. What is in trouble tells of it again every few minutes."""
 LISTS_AT_ONCE = 4
 """Of different namespaces, so that they leave the connections to those who reconcile."""
+PATIENCE_SECONDS = 5.0
+"""That who asks waits for a list; what comes later is found when it is asked for the next time."""
 FORGET_SECONDS = 60.0
 """After which a namespace that nobody asks about is forgotten."""
 NEVER_ASKED = ("InferenceService", "Deployment", "ReplicaSet")
@@ -44,7 +46,8 @@ FIELDS = ",".join(f"involvedObject.kind!={kind}" for kind in NEVER_ASKED)
 class _Namespace:
     """What was read of one."""
 
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    listing: asyncio.Task[None] | None = None
+    """Runs on when those who wait for it have lost patience."""
     stale_at: float = 0.0
     by_uid: dict[str, tuple[PodEvent, ...]] = field(default_factory=dict)
 
@@ -59,15 +62,26 @@ class EventReader:
         self._turn = asyncio.Semaphore(LISTS_AT_ONCE)
 
     async def read(self, namespace: str, uid: str) -> tuple[PodEvent, ...]:
-        """Those on one object, the newest first; none where they cannot be read."""
+        """Those on one object, the newest first; none where they cannot be read. Where a list takes
+        longer than PATIENCE_SECONDS what was known before: an engine's word must not wait for it.
+        """
         known = self._known.setdefault(namespace, _Namespace())
-        async with known.lock:  # who comes while a list runs waits for that one
-            if self._clock() >= known.stale_at:
-                async with self._turn:
-                    await self._list(namespace, known)
+        if known.listing is None and self._clock() >= known.stale_at:
+            known.listing = asyncio.create_task(self._list(namespace, known))
+        if known.listing is not None:  # who comes while a list runs waits for that one
+            done, _ = await asyncio.wait({known.listing}, timeout=PATIENCE_SECONDS)
+            for ended in done:
+                ended.result()
         return known.by_uid.get(uid, ())
 
     async def _list(self, namespace: str, known: _Namespace) -> None:
+        try:
+            async with self._turn:
+                await self._read_all(namespace, known)
+        finally:
+            known.listing = None
+
+    async def _read_all(self, namespace: str, known: _Namespace) -> None:
         began = self._clock()
         self._forget(began)
         try:
@@ -93,7 +107,7 @@ class EventReader:
 
     def _forget(self, now: float) -> None:
         for namespace, known in list(self._known.items()):
-            if not known.lock.locked() and known.stale_at + FORGET_SECONDS < now:
+            if known.listing is None and known.stale_at + FORGET_SECONDS < now:
                 del self._known[namespace]
 
 

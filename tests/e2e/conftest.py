@@ -10,7 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from quire_cluster import installation, kube, serving, sparse_models
+from quire_cluster import installation, kube, serving
 from quire_cluster.faults import AuditLog, Hub, SmallVolumes
 from quire_cluster.layout import Layout
 from quire_cluster.place import Place
@@ -75,14 +75,6 @@ def hub_root() -> Path:
     if os.environ.get("QUIRE_CLUSTER_NETWORK") != "direct":
         pytest.skip("the mirror of a given cluster serves what it was given")
     return Layout(read_settings().cache).hub
-
-
-@pytest.fixture
-def two_gigabytes(hub_root: Path) -> str:
-    """The URI of a model of 2 GB; the branch can move to its revision `moved`."""
-    sparse_models.prepare(hub_root, "two-gigabytes@moved", sparse_models.SMALL, num_shards=1)
-    name = "two-gigabytes"
-    return f"hf://{sparse_models.prepare(hub_root, name, sparse_models.TWO_GB, num_shards=2)}"
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from quire_cluster import kube, serving
+from quire_cluster import faults, kube, serving
 from quire_cluster.faults import Hub, SmallVolumes, flip_byte
 from quire_cluster.place import POD_SECONDS, Place
 
@@ -114,3 +114,18 @@ def test_a_corrupt_file_is_found_and_fetched_again(namespace: str, hub: Hub) -> 
     kube.wait_ready(namespace, "chat", RECOVERY_SECONDS)
     with serving.connect(namespace) as client:
         assert "Paris" in serving.ask(client)
+
+
+def test_one_wrong_byte_is_corrupt_and_a_right_one_heals_it(
+    namespace: str, place: Place, hub: Hub
+) -> None:
+    hub.faults(path=".safetensors", flip_byte_at=100_000_000)
+    kube.apply(serving.prefetched(serving.MODEL, "1Gi"), namespace)
+    cached = kube.wait_condition(namespace, "chat", "ModelCached", "Corrupt", 120)
+    assert "model.safetensors" in cached["message"]
+    [claim] = kube.items("persistentvolumeclaims", namespace)
+    folder = faults.volume_folder(namespace, claim["metadata"]["name"])
+    installed = [*folder.glob("manifest.json"), *folder.glob("model")]
+    assert installed == [], "something corrupt is served"
+    hub.faults()
+    kube.wait_condition(namespace, "chat", "ModelCached", "Cached", 60)

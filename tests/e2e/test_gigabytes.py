@@ -28,6 +28,14 @@ Record = Callable[[str, object], None]
 
 
 @pytest.fixture
+def two_gigabytes(hub_root: Path) -> str:
+    """The URI of a model of 2 GB; the branch can move to its revision `moved`."""
+    sparse_models.prepare(hub_root, "two-gigabytes@moved", sparse_models.SMALL, num_shards=1)
+    name = "two-gigabytes"
+    return f"hf://{sparse_models.prepare(hub_root, name, sparse_models.TWO_GB, num_shards=2)}"
+
+
+@pytest.fixture
 def eight_gigabytes(hub_root: Path) -> str:
     name = "eight-gigabytes"
     return f"hf://{sparse_models.prepare(hub_root, name, sparse_models.EIGHT_GB, num_shards=5)}"
@@ -148,6 +156,31 @@ def test_eight_gigabytes_are_fetched_in_half_a_gigabyte_of_memory(
     assert status["model"]["bytesTotal"] > 8e9
     assert _attempts(namespace) == [1]
     _free(_folder(namespace))
+
+
+def test_a_pod_that_fetches_eight_gigabytes_for_itself_has_the_same_limit(
+    namespace: str, eight_gigabytes: str
+) -> None:
+    manifest = serving.manifest(
+        model={"uri": eight_gigabytes},
+        cache={"mode": "none", "size": "10Gi"},
+        resources={"gpus": 0, "memory": "12Gi"},
+    )
+    kube.apply(manifest, namespace)
+    pod = kube.wait_until(lambda: _initialized(namespace), 400, "the init container to end")
+    [container] = pod["spec"]["initContainers"]
+    assert container["resources"]["limits"]["memory"] == FETCH_LIMIT
+    [status] = pod["status"]["initContainerStatuses"]
+    assert (status["state"]["terminated"]["exitCode"], status["restartCount"]) == (0, 0)
+    assert json.loads(status["state"]["terminated"]["message"])["bytesTotal"] > 8e9
+
+
+def _initialized(namespace: str) -> kube.Json | None:
+    for pod in kube.items("pods", namespace, "serving.quire.dev/service=chat"):
+        for status in pod["status"].get("initContainerStatuses", []):
+            if "terminated" in {**status["state"], **status.get("lastState", {})}:
+                return pod
+    return None
 
 
 def _attempts(namespace: str) -> list[int]:

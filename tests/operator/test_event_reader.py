@@ -23,6 +23,8 @@ class Slow(FakeCluster):
         self.running, self.most = 0, 0
         self.seconds = 0.0
         self.error: ApiError | None = None
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def list_pages(
         self, kind: Kind, namespace: str | None, **how: Any
@@ -31,6 +33,7 @@ class Slow(FakeCluster):
         self.running += 1
         self.most = max(self.most, self.running)
         await asyncio.sleep(0)
+        await self.answers.wait()
         self.now += self.seconds
         self.running -= 1
         if self.error is not None:
@@ -134,6 +137,20 @@ async def test_a_list_that_fails_leaves_what_was_known_and_is_tried_again(
     cluster.now += FRESH_SECONDS
     assert await reader.read("ns", "a") == ()
     assert len(cluster.lists) == 3
+
+
+async def test_who_asks_does_not_wait_for_a_slow_list_and_finds_it_later(
+    cluster: Slow, reader: EventReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_reader, "PATIENCE_SECONDS", 0)
+    tell(cluster, "a", "FailedMount")
+    cluster.answers.clear()
+    assert await reader.read("ns", "a") == ()
+    assert await reader.read("ns", "b") == ()
+    cluster.answers.set()
+    monkeypatch.undo()
+    assert [event.reason for event in await reader.read("ns", "a")] == ["FailedMount"]
+    assert cluster.lists == ["ns"], "the list that was begun is the one that answers"
 
 
 async def test_few_namespaces_are_listed_at_a_time_and_none_is_kept_for_ever(
