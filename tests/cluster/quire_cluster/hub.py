@@ -25,6 +25,7 @@ from typing import TypeAlias
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from quire_cluster.hub_answers import (
     file_headers,
@@ -135,7 +136,7 @@ class Mirror:
         self.num_sending = 0
 
     def application(self) -> web.Application:
-        application = web.Application()
+        application = web.Application(middlewares=[self._begin])
         add = application.router.add_route
         add("GET", "/api/models/{org}/{name}", self._info)
         add("GET", "/api/models/{org}/{name}/revision/{revision:[^/]+}", self._info)
@@ -150,6 +151,12 @@ class Mirror:
         add("DELETE", "/_control/log", self._delete_log)
         application.on_shutdown.append(self._release)
         return application
+
+    @web.middleware
+    async def _begin(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """One that began before the log was cleared is not in the new one, whenever it ends."""
+        request["log"] = self.log
+        return await handler(request)
 
     async def _release(self, _: web.Application) -> None:
         self._changed.set()
@@ -173,23 +180,17 @@ class Mirror:
         return web.Response(body=msgspec.json.encode(self.log), content_type="application/json")
 
     async def _delete_log(self, _: web.Request) -> web.Response:
-        self.log.clear()
+        self.log = []
         return web.json_response({})
 
     def record(
         self, request: web.Request, status: int, size: int, span: range | None = None
     ) -> None:
         start, end = (span.start, span.stop - 1) if span is not None else (None, None)
-        self.log.append(
+        authorized = "Authorization" in request.headers
+        request["log"].append(
             LogEntry(
-                time.time(),
-                request.method,
-                request.path,
-                status,
-                size,
-                start,
-                end,
-                "Authorization" in request.headers,
+                time.time(), request.method, request.path, status, size, start, end, authorized
             )
         )
 
@@ -416,7 +417,7 @@ class RunningMirror:
         return tuple(self._mirror.log)
 
     def clear_log(self) -> None:
-        self._mirror.log.clear()
+        self._mirror.log = []
 
     @property
     def num_sending(self) -> int:
