@@ -123,7 +123,7 @@ class Core:
 def run_core(config_path: Path, channel: Channel, progress: ProgressFile, parent: int) -> ExitCode:
     """Start, report ready, serve. What ends it early is reported as CoreFailed."""
     try:
-        _import_engine()
+        collect_seldom()
         with _counting(progress):
             engine, ready = _start(EngineConfig.read(config_path), progress)
             channel.send(ready)
@@ -142,18 +142,10 @@ def run_core(config_path: Path, channel: Channel, progress: ProgressFile, parent
         ))  # fmt: skip
 
 
-def _import_engine() -> None:
-    """torch and all that needs it: seconds, in which we are tied to our parent already and can tell
-    it what fails."""
-    collect_seldom()
-    import quire_engine.start  # noqa: F401
-
-    keep_imports()
-
-
 @contextmanager
 def _counting(progress: ProgressFile) -> Iterator[None]:
-    """The kernels move the counter as long as its file is mapped."""
+    """The kernels move the counter as long as its file is mapped. Their import, and torch's with
+    it, takes seconds, in which we are tied to our parent already and can tell it what fails."""
     import quire_kernels as kernels
 
     kernels.set_progress_counter(progress.counter_address)
@@ -166,6 +158,7 @@ def _counting(progress: ProgressFile) -> Iterator[None]:
 def _start(config: EngineConfig, progress: ProgressFile) -> "tuple[Engine, CoreReady]":
     from quire_engine.start import Stopwatch, start_engine
 
+    keep_imports()
     stopwatch = Stopwatch(_since=time.monotonic() - process_age_seconds())
     stopwatch.lap("imports")
     progress.mark(1)

@@ -120,15 +120,8 @@ def plans_by_memory(
     """The plans on GPUs of these memories, without words of what would fit: the tensors are counted
     once for all. ConfigError for settings that no GPU can serve."""
     require_quantizable(model, weights, engine, "cuda")
-    bare = _without_cache(
-        model, weights, engine, device="cuda", memory_bytes=None, adapters=adapters
-    )
-    return [
-        _with_cache(
-            replace(bare, memory_bytes=memory, usable_bytes=_usable(memory, engine)), model, engine
-        )
-        for memory in memories
-    ]
+    bare = _without_cache(model, weights, engine, "cuda", adapters)
+    return [_with_cache(bare, model, engine, memory) for memory in memories]
 
 
 def context_limit(model: ModelConfig, engine: EngineConfig) -> int:
@@ -193,19 +186,15 @@ def _planned(
     memory_bytes: int | None,
     adapters: tuple[AdapterFacts, ...],
 ) -> MemoryPlan:
-    bare = _without_cache(
-        model, weights, engine, device=device, memory_bytes=memory_bytes, adapters=adapters
-    )
-    return _with_cache(bare, model, engine)
+    bare = _without_cache(model, weights, engine, device, adapters)
+    return _with_cache(bare, model, engine, memory_bytes)
 
 
 def _without_cache(
     model: ModelConfig,
     weights: WeightFacts,
     engine: EngineConfig,
-    *,
     device: DeviceKind,
-    memory_bytes: int | None,
     adapters: tuple[AdapterFacts, ...],
 ) -> MemoryPlan:
     """All that does not depend on how much memory there is."""
@@ -232,8 +221,8 @@ def _without_cache(
             device, engine.max_num_batched_tokens, engine.max_num_seqs
         ),
         required_bytes=0,
-        memory_bytes=memory_bytes,
-        usable_bytes=_usable(memory_bytes, engine),
+        memory_bytes=None,
+        usable_bytes=None,
         num_blocks=None,
         max_concurrency=None,
         largest_model_len=None,
@@ -247,7 +236,10 @@ def _usable(memory_bytes: int | None, engine: EngineConfig) -> int | None:
     return int(whole_pages * engine.gpu_memory_utilization)
 
 
-def _with_cache(plan: MemoryPlan, model: ModelConfig, engine: EngineConfig) -> MemoryPlan:
+def _with_cache(
+    bare: MemoryPlan, model: ModelConfig, engine: EngineConfig, memory_bytes: int | None
+) -> MemoryPlan:
+    plan = replace(bare, memory_bytes=memory_bytes, usable_bytes=_usable(memory_bytes, engine))
     size, cache = plan.block_size, _cache_of(plan, engine)
     context = _context(plan, engine, cache)
     least = context if engine.max_model_len else max(context, min(MIN_CONTEXT, model.max_model_len))

@@ -12,7 +12,12 @@ PREFIXES = [
 ]
 WORDS = ("hello", "world", "ab", "the", "wörld", "naïve", "x", "0", "日本", "!")
 STOPS = ("a", "he", "l", "Q", "xyz", " w")
-GOOD_WEIGHTS = {"never": 80, "at once": 9, "while it streams": 9, "in the body": 2}
+GOOD_WEIGHTS: dict[Leave, int] = {
+    "never": 80,
+    "at once": 9,
+    "while it streams": 9,
+    "in the body": 2,
+}
 BAD_SHARE = 0.08
 PRIORITIES = (0, 0, 0, -1, 1, 5)
 
@@ -52,6 +57,7 @@ def draw(chance: random.Random, *, priorities: bool) -> Ask:
     if chance.random() < BAD_SHARE:
         _, body = chance.choice(BAD)
         return Ask("/v1/completions", body, is_bad=True)
+    num_choices = chance.choice((1, 1, 1, 1, 1, 1, 1, 2, 3, 4))
     fields, stops = _fields(chance, priorities=priorities), _stops(chance)
     if stops:
         fields["stop"] = list(stops)
@@ -62,15 +68,14 @@ def draw(chance: random.Random, *, priorities: bool) -> Ask:
         what = {"messages": [{"role": "user", "content": text}]}
     [leave] = chance.choices(list(GOOD_WEIGHTS), list(GOOD_WEIGHTS.values()))
     stream = leave == "while it streams" or chance.random() < 0.5
-    body = json.dumps({**what, **fields, "stream": stream}).encode()
+    body = json.dumps({**what, **fields, "n": num_choices, "stream": stream}).encode()
     path = "/v1/chat/completions" if is_chat else "/v1/completions"
-    return Ask(path, body, int(str(fields["n"])), stops, stream, leave)  # type: ignore[arg-type]
+    return Ask(path, body, num_choices, stops, stream, leave)
 
 
 def _fields(chance: random.Random, *, priorities: bool) -> dict[str, object]:
     fields: dict[str, object] = {
         "max_tokens": min(200, 1 + int(chance.expovariate(1 / 12))),
-        "n": chance.choice((1, 1, 1, 1, 1, 1, 1, 2, 3, 4)),
         "temperature": chance.choice((0, 0.7, 1.0)),
     }
     if chance.random() < 0.3:

@@ -20,6 +20,7 @@ from quire_kernels.library import available_isas
 from quire_kernels.ops.linear.gguf import BLOCKS, dequantize
 from quire_kernels.ops.linear.int4 import dequantize_int4, quantize_int4
 from quire_kernels.ops.linear.int8 import dequantize_int8, quantize_int8
+from quire_kernels.ops.linear.packed import Quantization
 
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 
@@ -233,3 +234,15 @@ def test_large_weights_are_packed_in_pieces_and_are_the_same(
     weight = torch.randn(600, 1024)
     packed = case.pack(cpu_backend, weight)
     assert torch.equal(cpu_backend.embedding(torch.arange(600), packed), case.meaning(weight))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_that_are_not_finite_are_refused(
+    cpu_backend: Backend, dtype: torch.dtype, bad: float, quantization: Quantization
+) -> None:
+    weight = torch.randn(40, 70).to(dtype)
+    weight[31, 69] = weight[33, 0] = bad
+    with pytest.raises(KernelInputError, match="must be finite, got an infinity or NaN in row 31"):
+        cpu_backend.pack_linear(weight, quantization)

@@ -43,7 +43,7 @@ LAST_WORDS_SECONDS = 0.2  # a CoreFailed may still be on its way when the proces
 
 OUTPUTS_A_TURN = 128
 """Outputs of a step that are handed out before the event loop looks at anything else. Each wakes a
-handler, for some 30 us of detokenizing and writing: a step of 1,000 streams would be one block.
+handler, which detokenizes and writes: a step of 1,000 streams would be one block.
 """
 
 _NOTHING_YET = CoreStats(
