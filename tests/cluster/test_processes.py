@@ -65,6 +65,17 @@ def test_a_program_that_ends_is_not_alive(table: ProcessTable) -> None:
     assert table.last_lines("short") == "said"
 
 
+def test_a_program_that_execs_is_alive(table: ProcessTable) -> None:
+    """Between the old program and the new one /proc shows no environment for a moment."""
+    again = '[ "$1" -eq 0 ] && exec sleep 60; exec sh -c "$0" "$0" $(($1 - 1))'
+    table.start(ProcessSpec("chain", ("sh", "-c", again, again, "500")))
+    pid = table.pid("chain")
+    assert pid is not None
+    program = Path(f"/proc/{pid}/cmdline")
+    while not program.read_bytes().startswith(b"sleep"):
+        assert table.pid("chain") == pid
+
+
 def test_waiting_ends() -> None:
     start = time.monotonic()
     with pytest.raises(NotReadyError, match=r"the moon did not come within 0\.1 s"):

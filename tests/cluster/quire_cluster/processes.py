@@ -18,6 +18,9 @@ _MARKER = "QUIRE_CLUSTER_STATE"
 _TERM_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _POLL_SECONDS = 0.05
+# While a process execs, /proc shows its environment as empty: it is asked again for so long.
+_EXEC_SECONDS = 1.0
+_EXEC_POLL_SECONDS = 0.001
 # The shell writes its own pid and then becomes the program: no moment without a pid file.
 _LAUNCH = 'cd / && echo $$ >"$1.tmp" && mv "$1.tmp" "$1" && shift && exec "$@"'
 
@@ -122,12 +125,16 @@ def _is_inheritable(fd: int) -> bool:
 
 def is_marked(pid: int, marker: str) -> bool:
     """Whether a process lives (no zombie) and carries our marker in its environment."""
-    try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return False
-    return state != "Z" and f"{_MARKER}={marker}".encode() in environ.split(b"\0")
+    deadline = time.monotonic() + _EXEC_SECONDS
+    while True:
+        try:
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return False
+        if environ or state == "Z" or time.monotonic() > deadline:
+            return state != "Z" and f"{_MARKER}={marker}".encode() in environ.split(b"\0")
+        time.sleep(_EXEC_POLL_SECONDS)
 
 
 def wait_for(condition: Callable[[], bool], what: str, *, seconds: float) -> None:
