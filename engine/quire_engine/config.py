@@ -100,7 +100,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     max_decode_slowdown: float = 1.75
     """How many times longer a step with decodes may take because parts of prompts run beside them,
-    by the model of past steps' times, with 8 prompt tokens a step at least. 0: prompts take all
+    by the model of past steps' times, with 4 prompt tokens a step at least. 0: prompts take all
     that decodes leave of the token budget, which has them done earlier."""
 
     block_size: int = 16

@@ -26,7 +26,7 @@ from quire_engine.block_manager import BlockManager
 from quire_engine.errors import RequestRefused
 from quire_engine.messages import RequestId
 from quire_engine.sequence import Sequence
-from quire_engine.step_time import StepTime
+from quire_engine.step_time import PrefillAllowance, StepTime
 from quire_engine.waiting_line import WaitingLine
 
 
@@ -43,19 +43,22 @@ class Counters:
 
 @dataclass(slots=True)
 class _Budget:
-    """What is left of a step: tokens in all, and of these for prompts."""
+    """What is left of a step: tokens in all, and time for prompts."""
 
     tokens: int
-    prefill: int
+    prefill: PrefillAllowance
 
     def limit(self, sequence: Sequence) -> int:
         """Tokens that `sequence` may take."""
-        return self.tokens if sequence.is_decoding else min(self.tokens, self.prefill)
+        if sequence.is_decoding:
+            return self.tokens
+        return self.prefill.tokens(sequence.num_computed_tokens, self.tokens)
 
     def take(self, sequence: Sequence, num_tokens: int) -> None:
         """Count `num_tokens` of `sequence`."""
         self.tokens -= num_tokens
-        self.prefill -= 0 if sequence.is_decoding else num_tokens
+        if not sequence.is_decoding:
+            self.prefill.take(num_tokens, sequence.num_computed_tokens)
 
 
 class Scheduler:
@@ -112,7 +115,8 @@ class Scheduler:
                 chunks.append(chunk)
             index += 1
         while (
-            min(budget.tokens, budget.prefill)
+            budget.tokens
+            and not budget.prefill.is_spent
             and self.waiting
             and self.counters.num_preemptions == num_preemptions
         ):
@@ -123,7 +127,8 @@ class Scheduler:
             if is_new:
                 queue_seconds.append(now - sequence.arrival_time)
             chunk = self._next_chunk(sequence, budget)
-            assert chunk is not None, "an admitted sequence has room for all of its tokens"
+            if chunk is None:  # reading what it found cached takes longer than this step has left
+                break
             chunks.append(chunk)
         if any(chunk.sequence.adapter for chunk in chunks):
             # Side by side, so that an adapter's products are one call each.
@@ -158,10 +163,8 @@ class Scheduler:
         self.blocks.check_integrity((*self.running, *self.waiting))
 
     def _budget(self) -> _Budget:
-        num_decodes = sum(sequence.is_decoding for sequence in self.running)
-        prompts = (s.num_computed_tokens for s in self.running if not s.is_decoding)
-        prefill = self._step_time.prefill_tokens(num_decodes, next(prompts, 0), self._token_budget)
-        return _Budget(self._token_budget, prefill)
+        decodes = [s.num_computed_tokens for s in self.running if s.is_decoding]
+        return _Budget(self._token_budget, self._step_time.allowance(decodes))
 
     def _next_chunk(self, sequence: Sequence, budget: _Budget) -> Chunk | None:
         """Room for `sequence`'s next tokens, taken from later ranks if need be. None where it may

@@ -1,7 +1,9 @@
 """How long a step takes, learned from the steps before, and so how much of a prompt may run beside
 decodes.
 
-    seconds = base + a * decodes + b * prompt tokens + c * (prompt tokens x their context)
+    seconds = base + a * decodes + b * prompt tokens     (their products with the weights)
+              + c * cached tokens                        (their keys and values, read once a chunk)
+              + d * (tokens of a chunk x those before)   (its attention)
 
 fitted by least squares over the steps so far, older ones weighing less. Every coefficient is >= 0:
 nothing makes a step shorter. Each step counts by its relative error, so that one step that another
@@ -10,17 +12,44 @@ process held up for seconds counts like any other, and moves the fit little.
 Pure: no clock; seconds are an argument.
 """
 
+import math
 from collections.abc import Sequence as Items
 
 from quire_engine.batch import Batch
 
 FORGETTING = 0.995  # a step: half of what is known comes from the last 140
 SWEEPS = 2  # of coordinate descent a step, from where the last step's ended
-MIN_PREFILL_TOKENS = 8  # a step, so that prompts always come on
+MIN_PREFILL_TOKENS = 4  # a step, so that prompts always come on: deep in one, reading its keys once
+# takes longer than multiplying by them for so many tokens
 
-_PROMPT, _, _, _CONTEXT = range(4)  # b, base, a, c
+_PROMPT, _, _, _READS, _PRODUCTS = range(5)  # b, base, a, c, d
 """Where two explain the same steps, the earlier one is taken to cost it: a prompt token is thought
 too dear rather than too cheap, and a chunk gets too short rather than too long."""
+
+
+class PrefillAllowance:
+    """How much of prompts one step may still take: `seconds`, and something of the first prompt
+    whatever it costs, so that prompts always come on."""
+
+    def __init__(self, seconds: float, model: "StepTime") -> None:
+        """`seconds` infinite: nothing is held back."""
+        self._seconds = seconds
+        self._model = model
+        self._least = MIN_PREFILL_TOKENS
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether no prompt may take anything more."""
+        return self._seconds <= 0 and not self._least
+
+    def tokens(self, context: int, most: int) -> int:
+        """Tokens, `context` after their prompt's begin, that may run; at most `most`."""
+        return min(most, max(self._least, self._model.fitting(self._seconds, context, most)))
+
+    def take(self, num_tokens: int, context: int) -> None:
+        """Count them."""
+        self._seconds -= self._model.seconds((), [(num_tokens, context)]) - self._model.seconds(())
+        self._least = 0
 
 
 class StepTime:
@@ -29,9 +58,9 @@ class StepTime:
     def __init__(self, max_slowdown: float = 0.0) -> None:
         """A step with decodes may take `max_slowdown` times as long as without prompt tokens."""
         self._max_slowdown = max_slowdown
-        self._costs = [0.0] * 4
-        self._products = [[0.0] * 4 for _ in range(4)]  # x xT, decayed
-        self._targets = [0.0] * 4  # x y, decayed; y is 1: all rows are divided by their seconds
+        self._costs = [0.0] * 5
+        self._products = [[0.0] * 5 for _ in range(5)]  # x xT, decayed
+        self._targets = [0.0] * 5  # x y, decayed; y is 1: all rows are divided by their seconds
 
     def observe(self, batch: Batch, seconds: float) -> None:
         """Take in that `batch`, not yet counted as computed, took `seconds`."""
@@ -44,25 +73,27 @@ class StepTime:
             for j, y in enumerate(row):
                 products[j] = FORGETTING * products[j] + x * y
         for _ in range(SWEEPS):
-            for i in range(4):
+            for i in range(5):
                 self._fit(i)
 
-    def seconds(self, num_decodes: int, num_prefill: int = 0, context: int = 0) -> float:
-        """What a step is expected to take: decodes, and a prompt's tokens after `context` more."""
-        reads = num_prefill * (context + num_prefill / 2)
-        row = (num_prefill, 1, num_decodes, reads)
+    def seconds(self, decodes: Items[int], prefill: Items[tuple[int, int]] = ()) -> float:
+        """What a step is expected to take. `decodes`: how many tokens each has cached; `prefill`:
+        the tokens of each prompt's chunk, and how many it has cached before them.
+        """
+        row = _row(len(decodes), [*((1, context) for context in decodes), *prefill])
         return sum(cost * value for cost, value in zip(self._costs, row, strict=True))
 
-    def prefill_tokens(self, num_decodes: int, context: int, most: int) -> int:
-        """Prompt tokens, `context` after their prompt's begin, that a step may take beside
-        `num_decodes`; at most `most`.
-        """
-        if not (self._max_slowdown and num_decodes):
-            return most
-        spare = (self._max_slowdown - 1) * self.seconds(num_decodes)
-        cost = self._costs[_PROMPT] + self._costs[_CONTEXT] * context
-        fitting = int(min(spare / cost, most)) if cost else most
-        return min(most, max(MIN_PREFILL_TOKENS, fitting))
+    def allowance(self, decodes: Items[int]) -> PrefillAllowance:
+        """What prompts may take of a step with `decodes`, as for `seconds`."""
+        if not (self._max_slowdown and decodes):
+            return PrefillAllowance(math.inf, self)
+        return PrefillAllowance((self._max_slowdown - 1) * self.seconds(decodes), self)
+
+    def fitting(self, seconds: float, context: int, most: int) -> int:
+        """Tokens, `context` after their prompt's begin, that take `seconds`; at most `most`."""
+        left = seconds - self._costs[_READS] * context
+        cost = self._costs[_PROMPT] + self._costs[_PRODUCTS] * context
+        return int(min(max(left, 0.0) / cost, most)) if cost else most
 
     def _fit(self, i: int) -> None:
         """The best cost for feature `i` while the others stand."""
@@ -74,11 +105,13 @@ class StepTime:
 
 
 def _features(batch: Batch) -> Items[float]:
-    """In the costs' order."""
-    prompts = [chunk for chunk in batch.chunks if not chunk.sequence.is_decoding]
-    num_tokens = sum(chunk.num_tokens for chunk in prompts)
-    reads = sum(
-        chunk.num_tokens * (chunk.sequence.num_computed_tokens + chunk.num_tokens / 2)
-        for chunk in prompts
-    )
-    return (num_tokens, 1, len(batch.chunks) - len(prompts), reads)
+    num_decodes = sum(chunk.sequence.is_decoding for chunk in batch.chunks)
+    return _row(num_decodes, [(c.num_tokens, c.sequence.num_computed_tokens) for c in batch.chunks])
+
+
+def _row(num_decodes: int, chunks: Items[tuple[int, int]]) -> Items[float]:
+    """In the costs' order. `chunks`: tokens and cached tokens of each, decodes too."""
+    num_tokens = sum(tokens for tokens, _ in chunks)
+    reads = sum(context for _, context in chunks)
+    products = sum(tokens * (context + tokens / 2) for tokens, context in chunks)
+    return (num_tokens - num_decodes, 1, num_decodes, reads, products)

@@ -3,10 +3,11 @@
     python tests/bench/bench_chunks.py [--model DIR] [--runs 3] [--slowdown 1.75] [--out FILE.json]
 
 The engine in this process, one copy with the bound and one without, runs in turn. A run: eight
-sequences of 128 prompt tokens decode alone for 150 steps, then a prompt of 4,096 tokens comes; the
-gaps between two tokens of a decode are taken before and until the prompt's first token. Then what
-the bound costs where all come at once: 32 prompts of 128 tokens, 64 greedy tokens each. Prompts are
-random and differ, so the prefix cache finds nothing.
+sequences of 128 prompt tokens decode, then a prompt of 4,096 tokens comes, and the gaps between two
+tokens of a decode are taken until the prompt's first token. Then eight others decode alone over the
+same lengths, as decodes take longer the more they have behind them: what the gaps are without the
+prompt. Then what the bound costs where all come at once: 32 prompts of 128 tokens, 64 greedy tokens
+each. Prompts are random and differ, so the prefix cache finds nothing.
 """
 
 import argparse
@@ -32,7 +33,8 @@ mpl.use("Agg")
 from matplotlib import pyplot
 
 MODEL = Path("~/.cache/quire/models/SmolLM2-135M-Instruct").expanduser()
-NUM_DECODES, DECODE_PROMPT_LEN, ALONE_STEPS = 8, 128, 150
+NUM_DECODES, DECODE_PROMPT_LEN = 8, 128
+EARLIER_STEPS, LEAST_GAPS = 50, 150
 LONG_PROMPT_LEN = 4096
 BURST, BURST_ANSWER_LEN = 32, 64
 KV_CACHE_BYTES = 1 << 30  # 11,000 tokens of SmolLM2's are 530 MB
@@ -65,25 +67,24 @@ class Bench:
         self.run = Run()
 
     def beside_a_prompt(self, generator: random.Random) -> None:
-        """One run of decodes alone, then beside the long prompt."""
-        names = [f"d{number}" for number in range(NUM_DECODES)]
-        for name in names:
-            self._add(name, DECODE_PROMPT_LEN, 4000, generator)
-        seen: set[str] = set()
-        while len(seen) < NUM_DECODES:
-            seen |= self._step()
-        last = time.perf_counter()
-        for _ in range(ALONE_STEPS):
-            self._step()
-            last = self._gap(self.run.alone, last)
+        """One run of decodes beside the long prompt, then of as many tokens alone."""
+        names = self._decodes("beside", generator)
         self._add("long", LONG_PROMPT_LEN, 1, generator)
-        began, self.run.trace = last, []
-        while "long" not in self._step():
+        began = last = time.perf_counter()
+        self.run.trace = []
+        is_done = False
+        while not is_done:
+            is_done = "long" in self._step()
             before, last = last, self._gap(self.run.beside, last)
             self.run.trace.append((last - began, last - before))
-        last = self._gap(self.run.beside, last)
         self.run.ttft.append(last - began)
-        self.engine.abort([RequestId(name) for name in names])
+        self.engine.abort(names)
+        names = self._decodes("alone", generator)
+        last = time.perf_counter()
+        for _ in range(max(LEAST_GAPS, len(self.run.trace))):
+            self._step()
+            last = self._gap(self.run.alone, last)
+        self.engine.abort(names)
 
     def burst(self, generator: random.Random) -> None:
         """Many prompts at once, to their ends."""
@@ -93,6 +94,18 @@ class Bench:
         while self.engine.num_pending:
             self._step()
         self.run.burst_rates.append(BURST * BURST_ANSWER_LEN / (time.perf_counter() - began))
+
+    def _decodes(self, name: str, generator: random.Random) -> list[RequestId]:
+        """Their names, once all have had their first token and some more."""
+        names = [RequestId(f"{name}{number}") for number in range(NUM_DECODES)]
+        for request_id in names:
+            self._add(request_id, DECODE_PROMPT_LEN, 4000, generator)
+        seen: set[str] = set()
+        while len(seen) < NUM_DECODES:
+            seen |= self._step()
+        for _ in range(EARLIER_STEPS):
+            self._step()
+        return names
 
     def _gap(self, gaps: list[float], last: float) -> float:
         """Each decode gets one token a step, so a step is a gap of all of them."""
@@ -140,7 +153,7 @@ def table(report: dict) -> str:
     """The report as Markdown."""
     lines = [
         f"{report['processor']}, {report['num_cpus']} cores, kernels {report['kernels']}; "
-        f"{NUM_DECODES} decodes alone, then beside a prompt of {LONG_PROMPT_LEN} tokens, "
+        f"{NUM_DECODES} decodes beside a prompt of {LONG_PROMPT_LEN} tokens, then alone, "
         f"{report['runs']} runs of each in turn",
         "",
         "| chunks | between tokens alone, p50 / p99 ms | beside the prompt, p50 / p99 ms "

@@ -11,7 +11,7 @@ from quire_engine.scheduler import Scheduler
 from quire_engine.sequence import Sequence
 from quire_engine.step_time import MIN_PREFILL_TOKENS, StepTime
 
-BASE, DECODE, PROMPT, CONTEXT = 0.02, 0.003, 0.0015, 2e-7
+BASE, DECODE, PROMPT, READ, PRODUCT = 0.02, 0.003, 0.0015, 2e-6, 4e-7
 MOST = 512
 
 
@@ -33,6 +33,10 @@ def decoding(name="d", num_tokens=20):
     return sequence
 
 
+def contexts(num_decodes):
+    return [19] * num_decodes
+
+
 def batch_of(num_decodes, num_prefill=0, context=0):
     chunks = [Chunk(decoding(), 1, samples=True) for _ in range(num_decodes)]
     if num_prefill:
@@ -46,11 +50,10 @@ def law(batch):
     """Seconds of a step on a machine that behaves."""
     seconds = BASE
     for chunk in batch.chunks:
-        context = chunk.sequence.num_computed_tokens + chunk.num_tokens / 2
-        if chunk.sequence.is_decoding:
-            seconds += DECODE
-        else:
-            seconds += chunk.num_tokens * (PROMPT + CONTEXT * context)
+        context = chunk.sequence.num_computed_tokens
+        seconds += DECODE if chunk.sequence.is_decoding else PROMPT * chunk.num_tokens
+        products = chunk.num_tokens * (context + chunk.num_tokens / 2)
+        seconds += READ * context + PRODUCT * products
     return seconds
 
 
@@ -73,22 +76,24 @@ def taught(model, num_steps=300, noise=0.1, seed=3):
 def test_what_a_step_takes_is_learned(num_decodes, num_prefill, context):
     model = taught(StepTime(2.0))
     expected = law(batch_of(num_decodes, num_prefill, context))
-    assert model.seconds(num_decodes, num_prefill, context) == pytest.approx(expected, rel=0.1)
+    assert model.seconds(contexts(num_decodes), [(num_prefill, context)]) == pytest.approx(
+        expected, rel=0.1
+    )
 
 
 def test_a_step_that_was_held_up_moves_little():
     model = taught(StepTime(2.0))
-    before = model.seconds(8)
+    before = model.seconds(contexts(8))
     for _ in range(3):
         model.observe(batch_of(8), 40 * law(batch_of(8)))
-    assert model.seconds(8) == pytest.approx(before, rel=0.1)
+    assert model.seconds(contexts(8)) == pytest.approx(before, rel=0.1)
 
 
 def test_a_machine_that_became_slower_is_learned_anew():
     model = taught(StepTime(2.0))
     for _ in range(600):
         model.observe(batch_of(8), 3 * law(batch_of(8)))
-    assert model.seconds(8) == pytest.approx(3 * law(batch_of(8)), rel=0.15)
+    assert model.seconds(contexts(8)) == pytest.approx(3 * law(batch_of(8)), rel=0.15)
 
 
 def test_no_step_makes_another_one_negative():
@@ -96,38 +101,105 @@ def test_no_step_makes_another_one_negative():
     model.observe(batch_of(0, 512), 0.001)
     model.observe(batch_of(8), 5.0)
     model.observe(batch_of(1), 0.001)
-    assert model.seconds(0, 512) >= 0
-    assert model.seconds(8) >= model.seconds(1) >= 0
+    assert model.seconds([], [(512, 0)]) >= 0
+    assert model.seconds(contexts(8)) >= model.seconds(contexts(1)) >= 0
 
 
 @pytest.mark.parametrize(("slowdown", "num_decodes"), [(0.0, 8), (2.0, 0)])
 def test_nothing_is_held_back_where_off_or_where_nothing_decodes(slowdown, num_decodes):
-    assert taught(StepTime(slowdown)).prefill_tokens(num_decodes, 0, MOST) == MOST
+    allowance = taught(StepTime(slowdown)).allowance(contexts(num_decodes))
+    allowance.take(MOST, 3000)
+    assert allowance.tokens(0, MOST) == MOST
+    assert not allowance.is_spent
 
 
 def test_a_chunk_is_as_long_as_the_slowdown_allows_and_shorter_far_into_a_prompt():
     model = taught(StepTime(2.0), noise=0.0)
     alone = law(batch_of(8))
     for context in (0, 2000, 6000):
-        tokens = model.prefill_tokens(8, context, MOST)
+        tokens = model.allowance(contexts(8)).tokens(context, MOST)
         assert law(batch_of(8, tokens, context)) == pytest.approx(2 * alone, rel=0.1)
-    assert model.prefill_tokens(8, 6000, MOST) < model.prefill_tokens(8, 0, MOST)
+    assert model.allowance(contexts(8)).tokens(6000, MOST) < model.allowance(contexts(8)).tokens(
+        0, MOST
+    )
+
+
+def test_chunks_of_several_prompts_share_what_the_slowdown_allows():
+    model = taught(StepTime(2.0), noise=0.0)
+    allowance = model.allowance(contexts(8))
+    allowance.take(10, 2000)
+    second = allowance.tokens(500, MOST)
+    alone = law(batch_of(8))
+    assert model.seconds(contexts(8), [(10, 2000), (second, 500)]) <= 2.02 * alone
+    assert model.seconds(contexts(8), [(10, 2000), (second + 2, 500)]) > 2 * alone
+    allowance.take(second + 2, 500)
+    assert allowance.is_spent
+    assert allowance.tokens(0, MOST) == 0
 
 
 def test_a_prompt_comes_on_whatever_it_costs():
     model = StepTime(1.01)
     model.observe(batch_of(0, 512), 1000.0)
     model.observe(batch_of(1), 0.001)
-    assert model.prefill_tokens(1, 0, MOST) == MIN_PREFILL_TOKENS
-    assert model.prefill_tokens(1, 0, 4) == 4
+    assert model.allowance(contexts(1)).tokens(0, MOST) == MIN_PREFILL_TOKENS
+    assert model.allowance(contexts(1)).tokens(0, 2) == 2
 
 
 def test_steps_of_decodes_alone_do_not_make_prompts_forgotten():
     model = taught(StepTime(2.0), noise=0.0)
-    before = model.prefill_tokens(8, 1000, MOST)
+    before = model.allowance(contexts(8)).tokens(1000, MOST)
     for _ in range(2000):
         model.observe(batch_of(8), law(batch_of(8)))
-    assert model.prefill_tokens(8, 1000, MOST) == pytest.approx(before, rel=0.1)
+    assert model.allowance(contexts(8)).tokens(1000, MOST) == pytest.approx(before, rel=0.1)
+
+
+def test_decodes_that_grew_old_cost_more_and_prompts_are_not_blamed_for_it():
+    """Eight decodes from 20 to 1,000 tokens, a prompt's chunk beside every third."""
+    model = StepTime(2.0)
+    for step in range(1000):
+        chunks = [Chunk(decoding(num_tokens=20 + step), 1, samples=True) for _ in range(8)]
+        beside = batch_of(0, 8, 2 * step).chunks if step % 3 == 0 else ()
+        batch = Batch((*chunks, *beside))
+        model.observe(batch, law(batch))
+    old = [1000] * 8
+    alone = BASE + 8 * (DECODE + (READ + PRODUCT) * 1000)
+    assert model.seconds(old) == pytest.approx(alone, rel=0.05)
+    tokens = model.allowance(old).tokens(2000, MOST)
+    assert READ * 2000 + tokens * (PROMPT + PRODUCT * 2000) == pytest.approx(alone, rel=0.15)
+
+
+@pytest.mark.parametrize("num_waiting", [1, 2])
+def test_what_a_new_prompt_finds_cached_is_counted_before_its_first_chunk(num_waiting):
+    """3,200 tokens found: to read their keys alone takes a fifth of the step."""
+    scheduler = Scheduler(
+        BlockManager(1000, 16, enable_prefix_caching=True),
+        max_num_seqs=16,
+        token_budget=MOST,
+        max_model_len=8192,
+        step_time=taught(StepTime(1.75), noise=0.0),
+    )
+    steps = []
+
+    def step():
+        batch = scheduler.schedule(0.0)
+        steps.append(law(batch))
+        scheduler.finish_step(batch, [9] * len(batch.sampling), steps[-1])
+
+    scheduler.add(sequence_of("cached", 3200, max_tokens=1))
+    while scheduler.waiting or scheduler.running:
+        step()
+    for number in range(8):
+        scheduler.add(sequence_of(f"d{number}", 1))
+    for _ in range(3):
+        step()
+    alone = steps[-1]
+    prompts = [sequence_of(f"long{number}", 4000) for number in range(num_waiting)]
+    for prompt in prompts:
+        scheduler.add(prompt)
+    step()
+    assert prompts[0].num_cached_tokens == 3200
+    assert alone < steps[-1] <= 1.1 * 1.75 * alone
+    assert prompts[0].num_computed_tokens > 3200
 
 
 @pytest.mark.parametrize("num_decodes", [1, 8])
@@ -160,5 +232,6 @@ def test_decodes_beside_a_long_prompt_keep_their_pace(num_decodes):
         beside.append(step())
     beside.sort()
     assert beside[-1 - len(beside) // 100] <= 2 * alone[-2]
-    least = 4000 * PROMPT / (0.75 * alone[50])  # steps, were each as long as it may be
+    work = 4000 * (PROMPT + 2000 * PRODUCT)
+    least = work / (0.75 * alone[50])  # steps, were each as long as it may be and reading free
     assert least < len(beside) < 2.5 * least

@@ -319,21 +319,30 @@ class AttentionTask {
 // Returns 0, or fault + 4 * sequence with nothing written.
 inline int64_t paged_attention(const AttentionArgs& args) {
   const int64_t step = std::max<int64_t>(1, AttentionTask::kRows * args.num_kv_heads / args.num_heads);
-  thread_local std::vector<int64_t> task_starts;
-  task_starts.assign(1, 0);
+  thread_local std::vector<int64_t> sequences, task_starts;
+  sequences.clear();
   int64_t work = 0;
   for (int64_t seq = 0; seq < args.num_seqs; ++seq) {
     const AttentionFault fault = check_sequence(args, seq);
     if (fault != AttentionFault::kNone) return static_cast<int64_t>(fault) + 4 * seq;
     const int64_t num_queries = args.query_start_loc[seq + 1] - args.query_start_loc[seq];
-    task_starts.push_back(task_starts.back() + (num_queries + step - 1) / step);
+    sequences.push_back(seq);
     work += num_queries * args.seq_lens[seq] * args.num_heads * args.head_dim;
   }
-  const std::vector<int64_t>& starts = task_starts;  // this thread's, for all
+  // Long ones first: begun last, the few tasks of a chunk deep in its prompt would leave threads without work.
+  std::sort(sequences.begin(), sequences.end(),
+            [&](int64_t one, int64_t other) { return args.seq_lens[one] > args.seq_lens[other]; });
+  task_starts.assign(1, 0);
+  for (const int64_t seq : sequences) {
+    const int64_t num_queries = args.query_start_loc[seq + 1] - args.query_start_loc[seq];
+    task_starts.push_back(task_starts.back() + (num_queries + step - 1) / step);
+  }
+  const std::vector<int64_t>&order = sequences, &starts = task_starts;  // this thread's, for all
   parallel_for(starts.back() * args.num_kv_heads, work, [&](int64_t task) {
     const int64_t tile = task / args.num_kv_heads;
-    const int64_t seq = std::upper_bound(starts.begin(), starts.end(), tile) - starts.begin() - 1;
-    const int64_t first = (tile - starts[seq]) * step;
+    const int64_t place = std::upper_bound(starts.begin(), starts.end(), tile) - starts.begin() - 1;
+    const int64_t seq = order[static_cast<size_t>(place)];
+    const int64_t first = (tile - starts[static_cast<size_t>(place)]) * step;
     const int64_t num_queries = args.query_start_loc[seq + 1] - args.query_start_loc[seq];
     AttentionTask(args, seq, task % args.num_kv_heads, first, std::min(step, num_queries - first)).run();
   });
