@@ -1,13 +1,24 @@
 """What the API process costs: a real server process around a fake core that costs (almost) nothing.
 
-    python tests/bench/bench_api.py [--requests 500] [--streams 1000] [--seconds 10] [--runs 3]
+    python tests/bench/bench_api.py [--requests 1000] [--streams 1000] [--seconds 10] [--runs 3]
         [--against DIR] [--results DIR]
 
-Measures, by a client that parses nothing, on one keep-alive connection or as many as there are
-streams: the time that a short request takes when the model takes none, tokens a second over many
-open streams, and how long the event loop was kept from everything else meanwhile (serve_watched.py
-tells). The client shares the machine; its own share of a processor is told. `--against` is another
-checkout of this repository: both are measured, in turns, and their ratio is told.
+By a client that parses nothing, and shares the machine's processors with the server and the fake
+core (its own share is told):
+
+- `request`: a completion of one token, one after the other on one warm keep-alive connection, from
+  the first byte written to the last one read. Two hops between API and core process are in it, and
+  the core's step, which takes no time. `models` is a GET on the same connection that the API
+  process answers alone: what the HTTP stack costs. Both also in the API process's own time.
+- `tokens_per_second`: over all streams at once, from a second after the last stream's first token
+  on. The core offers TOKENS_A_SECOND to each stream, in all more than the goal of 20,000; what the
+  API process cannot write in time comes later, or several tokens an event (`tokens_per_event`).
+- `loop_longest_block`: how long the event loop was kept from everything else in that time, by the
+  clock and of that on a processor (serve_watched.py tells); `opening_longest_block` the same while
+  all the streams' requests came at once.
+
+`--against` is another checkout of this repository: both are measured, in turns, by this bench, and
+their ratio is told.
 """
 
 import argparse
@@ -37,7 +48,9 @@ from quire_engine.settings import ServerSettings
 
 SERVE = Path(__file__).parent / "serve_watched.py"
 RESULTS = Path(__file__).parent / "results"
-TOKENS_A_SECOND = 20  # of one stream, where nothing is late
+TOKENS_A_SECOND = 25  # of one stream, where nothing is late
+WORD = " fox"  # one token; the fake core says it again and again
+SETTLE_SECONDS = 1.0
 WARM_UP_REQUESTS = 50
 READY_SECONDS = 60
 Figures = dict[str, float]
@@ -102,33 +115,51 @@ def completion(**fields: object) -> bytes:
     return post("/v1/completions", json.dumps(fields).encode())
 
 
-async def measure_requests(port: int, count: int) -> Figures:
-    """Milliseconds of a request for one token, one after the other."""
-    await until_ready(port)
-    connection = await Connection.open(port)
-    raw = completion(prompt="The quick brown fox jumps over the lazy dog.", max_tokens=1)
+async def measure_requests(served: Served, count: int) -> Figures:
+    """A request for one token, and one for none."""
+    await until_ready(served.port)
+    connection = await Connection.open(served.port)
+    asked = completion(prompt="The quick brown fox jumps over the lazy dog.", max_tokens=1)
+    figures: Figures = {}
+    for name, raw in (("request", asked), ("models", get("/v1/models"))):
+        await _times(connection, raw, WARM_UP_REQUESTS)
+        api = cpu_seconds(served.process_id)
+        times = await _times(connection, raw, count)
+        api = cpu_seconds(served.process_id) - api
+        figures[f"{name}_p50_ms"] = statistics.median(times)
+        figures[f"{name}_p99_ms"] = times[count * 99 // 100]
+        figures[f"{name}_api_cpu_ms"] = api / count * 1000
+    return figures
+
+
+async def _times(connection: Connection, raw: bytes, count: int) -> list[float]:
+    """Milliseconds, the shortest first."""
     times = []
-    for _ in range(count + WARM_UP_REQUESTS):
+    for _ in range(count):
         begun = time.perf_counter()
         status, body = await connection.exchange(raw)
         if status != 200:
             raise ValueError(f"the answer must be 200, got {status} {body!r}")
         times.append((time.perf_counter() - begun) * 1000)
-    times = sorted(times[WARM_UP_REQUESTS:])
-    return {"request_p50_ms": statistics.median(times), "request_p99_ms": times[count * 99 // 100]}
+    return sorted(times)
 
 
 class Counted(asyncio.Protocol):
-    """One stream: asks, and counts the events that come."""
+    """One stream: asks, and counts what comes."""
 
-    tokens = 0  # over all streams
+    streams = tokens = events = 0  # over all: that have a token, tokens, events
+    _has_begun = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        raw = completion(prompt="The quick brown fox", max_tokens=4000, stream=True)
+        raw = completion(prompt=WORD, max_tokens=4000, stream=True)
         cast("asyncio.WriteTransport", transport).write(raw)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
-        Counted.tokens += data.count(b"data: ")
+        Counted.tokens += data.count(WORD.encode())
+        Counted.events += data.count(b"data: ")
+        if not self._has_begun:
+            self._has_begun = True
+            Counted.streams += 1
 
 
 def cpu_seconds(process_id: int) -> float:
@@ -140,24 +171,27 @@ def cpu_seconds(process_id: int) -> float:
 async def measure_streams(served: Served, streams: int, seconds: float) -> Figures:
     """Tokens a second over `streams` open streams, and who paid what for them."""
     await until_ready(served.port)
-    loop, opened, Counted.tokens = asyncio.get_running_loop(), [], 0
+    loop, opened, Counted.streams, opening = asyncio.get_running_loop(), [], 0, time.monotonic()
     for _ in range(streams):
         opened.append(await loop.create_connection(Counted, "127.0.0.1", served.port))
-    while Counted.tokens < streams * 2:
+    while Counted.streams < streams:
         await asyncio.sleep(0.1)
+    await asyncio.sleep(SETTLE_SECONDS)
     api, own = cpu_seconds(served.process_id), time.process_time()
-    before, begun = Counted.tokens, time.monotonic()
+    before, events, begun = Counted.tokens, Counted.events, time.monotonic()
     await asyncio.sleep(seconds)
-    tokens, ended = Counted.tokens - before, time.monotonic()
+    tokens, events, ended = Counted.tokens - before, Counted.events - events, time.monotonic()
     api, own = cpu_seconds(served.process_id) - api, time.process_time() - own
     for transport, _ in opened:
         transport.close()
     took = ended - begun
     return {
         "tokens_per_second": tokens / took,
+        "tokens_per_event": tokens / events,
         "api_cpu_us_per_token": api / tokens * 1e6,
         "api_cpu_share": api / took,
         "client_cpu_share": own / took,
+        "opening": opening,
         "begun": begun,
         "ended": ended,
     }
@@ -165,13 +199,16 @@ async def measure_streams(served: Served, streams: int, seconds: float) -> Figur
 
 def longest_block(blocks: Path, figures: Figures) -> Figures:
     """Milliseconds that the loop did nothing else: by the clock, and of that on a processor."""
-    begun, ended = figures.pop("begun"), figures.pop("ended")
+    opening, begun, ended = (figures.pop(name) for name in ("opening", "begun", "ended"))
     told = [[float(word) for word in line.split()] for line in blocks.read_text().splitlines()]
     late = [(wall, busy) for when, wall, busy in told if begun <= when <= ended]
+    first = [(wall, busy) for when, wall, busy in told if opening <= when < begun]
     return {
         **figures,
         "loop_longest_block_ms": max((wall for wall, _ in late), default=0.0) * 1000,
         "loop_longest_busy_ms": max((min(pair) for pair in late), default=0.0) * 1000,
+        "opening_longest_block_ms": max((wall for wall, _ in first), default=0.0) * 1000,
+        "opening_longest_busy_ms": max((min(pair) for pair in first), default=0.0) * 1000,
     }
 
 
@@ -184,7 +221,7 @@ def _run(measurement: Coroutine[None, None, Figures]) -> Figures:
 def measure(model: str, checkout: Path | None, options: argparse.Namespace) -> Figures:
     """One run of all."""
     with server(model, checkout, step_seconds=0, max_num_seqs=64) as served:
-        requests = _run(measure_requests(served.port, options.requests))
+        requests = _run(measure_requests(served, options.requests))
     pace, seats = 1 / TOKENS_A_SECOND, options.streams
     with server(model, checkout, step_seconds=pace, max_num_seqs=seats) as served:
         streams = _run(measure_streams(served, options.streams, options.seconds))
@@ -227,7 +264,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", default="~/.cache/quire/models/SmolLM2-135M-Instruct")
-    parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--runs", type=int, default=3)

@@ -6,7 +6,7 @@ answer. Like the real one it keeps at most `max_num_seqs` running, gives each a 
 honours max_tokens, min_tokens and stop ids, drops aborted requests before the next step, and bumps
 the progress file. It writes what it was told to do to `$FAKE_CORE_LOG`, one line each. Environment:
 
-    FAKE_STEP_SECONDS   pause before each step (0.001)
+    FAKE_STEP_SECONDS   pause before each step, less what the last one's work took (0.001)
     FAKE_LOAD_SECONDS   pause before CoreReady (0)
     FAKE_FAIL           "<exit code>:<reason>:<message>": CoreFailed in place of CoreReady
     FAKE_VOCAB_SIZE     (1000)
@@ -98,6 +98,7 @@ class FakeCore:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     queue_seconds: tuple[float, ...] = ()
+    work_seconds: float = 0.0  # of the last step
 
     def serve(self) -> None:
         self.outputs.send(msgspec.msgpack.encode(self._ready()))
@@ -141,7 +142,8 @@ class FakeCore:
         return False
 
     def _step(self) -> None:
-        time.sleep(self.step_seconds)
+        time.sleep(max(0.0, self.step_seconds - self.work_seconds))
+        begun = time.monotonic()
         self.queue_seconds = ()
         while self.waiting and len(self.running) < self.config.max_num_seqs:
             request_id = next(iter(self.waiting))
@@ -156,6 +158,7 @@ class FakeCore:
             if output.finish_reason is not None:
                 del self.running[output.request_id]
         self._report(outputs, len(outputs))
+        self.work_seconds = time.monotonic() - begun
 
     def _report(self, outputs: tuple[Output, ...], step_tokens: int) -> None:
         used = sum(entry.num_blocks for entry in self.running.values())
