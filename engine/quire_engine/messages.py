@@ -9,6 +9,9 @@ it starts the core (ipc:// in a private folder):
 Order is kept within a socket. A request is finished when an `Output` with a finish_reason arrives;
 an aborted one gets no further output. Token ids, not text, cross this border: the API process
 tokenizes and detokenizes, the core never sees a string of the user's.
+
+What there is one of a token is encoded without its fields' names, and is nothing that the garbage
+collector would have to look at (none of it can be part of a cycle).
 """
 
 from typing import Literal, NewType, TypeAlias
@@ -63,7 +66,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
 ToCore: TypeAlias = AddRequest | AbortRequests | ResetPrefixCache | Shutdown
 
 
-class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """Natural-log probabilities at one position, before temperature and truncation."""
 
     chosen: float
@@ -71,7 +74,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: tuple[float, ...]
 
 
-class Output(msgspec.Struct, frozen=True, kw_only=True):
+class Output(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """What one step gave one request."""
 
     request_id: RequestId

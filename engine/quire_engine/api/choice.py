@@ -1,15 +1,15 @@
 """One answer in the making: token ids come in, pieces of text and log-probabilities go out."""
 
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 from quire_engine.api.answers import FinishReason
 from quire_engine.api.detokenizer import StopCutter, TextStream
 from quire_engine.messages import Output, RequestId, TokenLogprobs
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(msgspec.Struct, frozen=True, gc=False):
     """One token of the answer, with its log-probabilities."""
 
     token_id: int
@@ -17,9 +17,10 @@ class Position:
     logprobs: TokenLogprobs
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What an output adds to the answer."""
+class Piece(msgspec.Struct, frozen=True, gc=False):
+    """What an output adds to the answer. There is one a token: a struct is made in a tenth of a
+    dataclass's time.
+    """
 
     text: str
     positions: tuple[Position, ...] = ()

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_QUEUED_STEPS = 256  # full steps of prompts that may wait, where nobody says how many tokens
 LAST_WORDS_SECONDS = 0.2  # a CoreFailed may still be on its way when the process is already gone
 
-OUTPUTS_A_TURN = 128
+OUTPUTS_A_TURN = 64
 """Outputs of a step that are handed out before the event loop looks at anything else. Each wakes a
 handler, which detokenizes and writes: a step of 1,000 streams would be one block.
 """
@@ -77,7 +77,7 @@ class Generation:
         self._open = set(request_ids)
         self._outputs: list[Output] = []
         self._failure: Exception | None = None
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None  # what `next` waits for
 
     def __enter__(self) -> "Generation":
         return self
@@ -91,9 +91,12 @@ class Generation:
         return bool(self._open or self._outputs)
 
     async def next(self) -> list[Output]:
-        """What has come since the last call, at least one output. Raises why no more will come."""
-        await self._news.wait()
-        self._news.clear()
+        """What has come since the last call, at least one output. Raises why no more will come.
+        One caller at a time.
+        """
+        if not self._outputs and self._failure is None:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
         if self._failure is not None:
             raise self._failure
         outputs, self._outputs = self._outputs, []
@@ -122,13 +125,17 @@ class Generation:
         if output.finish_reason is not None:
             self._open.discard(output.request_id)
         self._outputs.append(output)
-        self._news.set()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """No more will come; `next` raises `error`."""
         self._open.clear()
         self._failure = error
-        self._news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,8 @@ class CoreClient:
         self._decoder = msgspec.msgpack.Decoder(FromCore)
         self._failed: CoreFailed | None = None
         self._became_ready = asyncio.Event()
-        self._undelivered: deque[Output] = deque()
+        self._undelivered: deque[Output] = deque()  # the rest of the last step
+        self._next_turn: asyncio.Handle | None = None
         self.stats = _NOTHING_YET
         self.ready: CoreReady | None = None
         self.num_queued_tokens = 0
@@ -293,12 +301,10 @@ class CoreClient:
     async def until_ended(self) -> CoreEnd:
         """How the core ended. Every open sequence has failed by then."""
         code = await self._core.wait()
-        self._receive()
+        await self._until_received()
         if self._failed is None:
             await asyncio.sleep(LAST_WORDS_SECONDS)
-            self._receive()
-        while self._undelivered:
-            await asyncio.sleep(0)
+            await self._until_received()
         if self._failed is not None:
             return CoreEnd(self._failed.exit_code, self._failed.reason, self._failed.message)
         exit_code = code if code in list(ExitCode) and code != 0 else ExitCode.INTERNAL
@@ -312,6 +318,8 @@ class CoreClient:
     async def shutdown(self) -> None:
         """Tell the core to leave, and see it leave."""
         asyncio.get_running_loop().remove_reader(self._core.outputs.fileno())
+        if self._next_turn is not None:
+            self._next_turn.cancel()
         if self.ready is not None and self._core.process.poll() is None:
             self._send(Shutdown())
             await self._core.stop()
@@ -333,15 +341,40 @@ class CoreClient:
             logger.warning("core takes no messages message=%s", type(message).__name__)
 
     def _receive(self) -> None:
-        while True:
-            try:
-                frame = self._core.outputs.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                self._handle(self._decoder.decode(frame))
-            except msgspec.MsgspecError as error:
-                self._give_up(error)
+        """There are frames, or there may be."""
+        if self._next_turn is None:
+            self._turn()
+
+    async def _until_received(self) -> None:
+        self._receive()
+        while self._next_turn is not None:
+            await asyncio.sleep(0)
+
+    def _turn(self) -> None:
+        """One frame, or more outputs of the last; then everybody else's turn. Frames wait where
+        they are until the one before is handed out: as bytes they cost least.
+        """
+        is_more = True
+        try:
+            if self._undelivered:
+                self._deliver()
+            else:
+                is_more = self._take_frame()
+        finally:  # a bug in one delivery must not keep all others waiting for ever
+            loop = asyncio.get_running_loop()
+            self._next_turn = loop.call_soon(self._turn) if is_more else None
+
+    def _take_frame(self) -> bool:
+        """Whether there was one."""
+        try:
+            frame = self._core.outputs.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        try:
+            self._handle(self._decoder.decode(frame))
+        except msgspec.MsgspecError as error:
+            self._give_up(error)
+        return True
 
     def _give_up(self, error: msgspec.MsgspecError) -> None:
         """A core that speaks another language would leave every request without an answer."""
@@ -370,20 +403,14 @@ class CoreClient:
     def _take_step(self, step: StepOutputs) -> None:
         self.stats = step.stats
         self._metrics.observe_step(step.stats)
-        is_delivering = bool(self._undelivered)
         self._undelivered.extend(step.outputs)
-        if not is_delivering:
-            self._deliver()
+        self._deliver()
 
     def _deliver(self) -> None:
-        """Hand out a turn's outputs, and the rest when others have had theirs."""
+        """Hand out a turn's outputs."""
         now = time.monotonic()
-        try:
-            for _ in range(min(OUTPUTS_A_TURN, len(self._undelivered))):
-                self._deliver_one(self._undelivered.popleft(), now)
-        finally:  # a bug in one delivery must not keep all others waiting for ever
-            if self._undelivered:
-                asyncio.get_running_loop().call_soon(self._deliver)
+        for _ in range(min(OUTPUTS_A_TURN, len(self._undelivered))):
+            self._deliver_one(self._undelivered.popleft(), now)
 
     def _deliver_one(self, output: Output, now: float) -> None:
         entry = self._sequences.get(output.request_id)

@@ -257,12 +257,14 @@ async def test_a_large_step_is_handed_out_in_turns_and_in_order() -> None:
     core = RecordedCore([CoreReady(**READY_FIELDS, max_num_seqs=count), *steps(count)])
     client = CoreClient(core, Metrics("fake"), max_num_queued_reqs=0)  # type: ignore[arg-type]
     client._receive()  # the CoreReady
+    await asyncio.sleep(0)  # and that there is no more
     names = [RequestId(str(number)) for number in range(count)]
     params = SamplingParams(max_tokens=2)
     adds = [AddRequest(request_id=n, prompt_token_ids=(1,), sampling=params) for n in names]
     generation = client.submit(adds, arrived=0.0)
     core.is_stepping = True
-    client._receive()  # both steps
+    client._receive()
+    assert core.num_said == 2, "the second step waits as bytes until the first is handed out"
     seen = list[Output]()
     turns = 0
     while generation.is_open:
@@ -307,7 +309,7 @@ class RecordedCore:
     def __init__(self, messages: list[FromCore]) -> None:
         self._frames = [msgspec.msgpack.encode(message) for message in messages]
         self.is_stepping = False
-        self._num_said = 0
+        self.num_said = 0
         self.requests = SimpleNamespace(send=lambda frame, flags: None)
         self.outputs = SimpleNamespace(recv=self._recv)
 
@@ -315,7 +317,7 @@ class RecordedCore:
         """There is none."""
 
     def _recv(self, flags: int) -> bytes:
-        if self._num_said == len(self._frames if self.is_stepping else self._frames[:1]):
+        if self.num_said == len(self._frames if self.is_stepping else self._frames[:1]):
             raise zmq.Again
-        self._num_said += 1
-        return self._frames[self._num_said - 1]
+        self.num_said += 1
+        return self._frames[self.num_said - 1]
