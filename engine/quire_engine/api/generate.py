@@ -5,7 +5,7 @@ stream.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,12 +17,12 @@ from quire_engine.api.answers import PromptTokensDetails, Usage
 from quire_engine.api.choice import Choice, Piece
 from quire_engine.api.client import CoreClient, Generation
 from quire_engine.api.errors import ApiError, ClientGone, GenerationFailed
+from quire_engine.api.events import DONE, Events, event
+from quire_engine.api.front import DIRECT_SEND
 from quire_engine.api.shapes import Shape
-from quire_engine.messages import AddRequest, RequestId
+from quire_engine.messages import AddRequest, Output
 
 logger = logging.getLogger("quire_engine.api.requests")
-
-DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Answer(Response):
         super().__init__(media_type="text/event-stream" if stream else "application/json")
         self._client = client
         self._job = job
+        self._choices = {choice.request_id: choice for choice in job.choices}
         self._shape = shape
         self._stream = stream
         self._log = log
@@ -70,11 +71,15 @@ class Answer(Response):
             self._client.submit(self._job.requests, arrived=self._job.arrived) as generation,
             _watching(receive, generation),
         ):
+            answering = (
+                self._send_stream(generation, send, scope["state"][DIRECT_SEND])
+                if self._stream
+                else self._send_whole(generation, scope, receive, send)
+            )
             try:
-                if self._stream:
-                    await self._send_stream(generation, send)
-                else:
-                    await self._send_whole(generation, scope, receive, send)
+                # A task of its own: a token wakes it alone, not the dozen coroutines that stand
+                # between us and the connection's task, of a thousand streams all out of the cache.
+                await asyncio.get_running_loop().create_task(answering)
             except ClientGone:
                 self._tell("client_gone")
             else:
@@ -84,48 +89,57 @@ class Answer(Response):
         self, generation: Generation, scope: Scope, receive: Receive, send: Send
     ) -> None:
         parts: dict[int, list[Piece]] = {choice.index: [] for choice in self._job.choices}
-        async for choice, piece in _pieces(generation, self._job.choices):
-            parts[choice.index].append(piece)
+        while generation.is_open:
+            for choice, piece in self._pieces(generation, await generation.next()):
+                parts[choice.index].append(piece)
         pieces = [_merged(parts[choice.index]) for choice in self._job.choices]
         body = self._shape.whole(self._job.choices, pieces, self._job.usage())
         answer = Response(msgspec.json.encode(body), media_type="application/json")
         await answer(scope, receive, send)
 
-    async def _send_stream(self, generation: Generation, send: Send) -> None:
+    async def _send_stream(self, generation: Generation, start: Send, send: Send) -> None:
         """The headers go with the first event: until then an error can have its own status."""
-        opened: set[int] = set()
+        events = Events(self._shape)
         try:
-            async for choice, piece in _pieces(generation, self._job.choices):
-                frames = [] if piece.is_empty else self._shape.chunks(choice, piece)
-                if choice.index not in opened:
-                    opening = self._shape.opening(choice)
-                    frames = frames if opening is None else [opening, *frames]
-                    await self._start(send, first=not opened)
-                    opened.add(choice.index)
-                if frames:
-                    await _send_part(send, b"".join(_event(frame) for frame in frames))
+            while generation.is_open:
+                pieces = self._pieces(generation, await generation.next())
+                if not events.have_begun:
+                    await self._start(start)
+                told = events.tell(pieces)
+                if told:
+                    await _send_part(send, told)
         except ApiError as error:
-            if not opened:
+            if not events.have_begun:
                 raise
             logger.warning("stream broken id=%s error=%s", self._shape.head.id, error.message)
             await _send_part(send, b"data: " + error.body() + b"\n\n", more=False)
             return
-        tail = (
-            _event(self._shape.usage(self._job.usage()))
-            if self._shape.head.usage_in_stream
-            else b""
-        )
+        wants_usage = self._shape.head.usage_in_stream
+        tail = event(self._shape.usage(self._job.usage())) if wants_usage else b""
         await _send_part(send, tail + DONE, more=False)
 
-    async def _start(self, send: Send, *, first: bool) -> None:
-        if first:
-            headers = [
-                *self.raw_headers,
-                (b"cache-control", b"no-cache"),
-                (b"x-accel-buffering", b"no"),
-            ]
-            headers = [header for header in headers if header[0] != b"content-length"]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+    async def _start(self, send: Send) -> None:
+        headers = [
+            *self.raw_headers,
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        headers = [header for header in headers if header[0] != b"content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    def _pieces(
+        self, generation: Generation, outputs: Sequence[Output]
+    ) -> list[tuple[Choice, Piece]]:
+        """What `outputs` add, choice by choice. What a slow reader let pile up comes merged."""
+        news: dict[int, list[Piece]] = {}
+        for output in outputs:
+            choice = self._choices[output.request_id]
+            if output.finish_reason == "error":
+                raise GenerationFailed(output.error or "the engine could not finish this answer")
+            news.setdefault(choice.index, []).append(choice.push(output))
+            if choice.finish_reason is not None:
+                generation.finish(choice.request_id)
+        return [(self._job.choices[index], _merged(pieces)) for index, pieces in news.items()]
 
     def _tell(self, how: str) -> None:
         if self._log:
@@ -139,24 +153,6 @@ class Answer(Response):
                 usage.completion_tokens,
                 time.monotonic() - self._job.arrived,
             )
-
-
-async def _pieces(
-    generation: Generation, choices: Sequence[Choice]
-) -> AsyncIterator[tuple[Choice, Piece]]:
-    """The answer as it comes, choice by choice. What a slow reader let pile up comes merged."""
-    by_id: dict[RequestId, Choice] = {choice.request_id: choice for choice in choices}
-    while generation.is_open:
-        news: dict[int, list[Piece]] = {}
-        for output in await generation.next():
-            choice = by_id[output.request_id]
-            if output.finish_reason == "error":
-                raise GenerationFailed(output.error or "the engine could not finish this answer")
-            news.setdefault(choice.index, []).append(choice.push(output))
-            if choice.finish_reason is not None:
-                generation.finish(choice.request_id)
-        for index, pieces in news.items():
-            yield choices[index], _merged(pieces)
 
 
 def _merged(pieces: Sequence[Piece]) -> Piece:
@@ -185,10 +181,6 @@ async def _leave_on_disconnect(receive: Receive, generation: Generation) -> None
     while (await receive())["type"] != "http.disconnect":
         pass
     generation.leave()
-
-
-def _event(body: msgspec.Struct) -> bytes:
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
 
 
 async def _send_part(send: Send, body: bytes, *, more: bool = True) -> None:
