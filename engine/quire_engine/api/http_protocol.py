@@ -4,11 +4,13 @@ httptools keeps what it is sent of a head until the head is complete, however lo
 a bound one connection could fill the memory.
 """
 
-from typing import ClassVar
+import asyncio
+from typing import ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from quire_engine.api.errors import ApiError, HeadTooLarge, InvalidRequest
+from quire_engine.api.gathering import GatheringTransport
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -23,6 +25,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def limited(cls, max_header_bytes: int) -> type["BoundedHttpProtocol"]:
         """This protocol with another bound."""
         return type("LimitedHttpProtocol", (cls,), {"max_header_bytes": max_header_bytes})
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """uvloop's transports are asyncio's by behaviour, not by inheritance."""
+        super().connection_made(GatheringTransport(cast("asyncio.Transport", transport)))
 
     def data_received(self, data: bytes) -> None:
         """A head that goes on and on is cut off here; one that came at once, in

@@ -58,6 +58,7 @@ class Probes:
         health_timeout: float,
         ready_timeout: float,
     ) -> None:
+        self._version = metadata.version("quire")  # reads files: 1 ms
         self._core = core
         self._client = client
         self._drain = drain
@@ -112,7 +113,7 @@ class Probes:
         ready: CoreReady | None = self._client.ready
         return json_response(
             Version(
-                version=metadata.version("quire"),
+                version=self._version,
                 device=ready.device if ready else None,
                 dtype=ready.dtype if ready else None,
                 kernels=ready.kernels if ready else None,
