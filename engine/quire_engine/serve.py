@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from quire_engine.api.core_process import CORE_COMMAND, CoreProcess
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
-from quire_engine.garbage import keep_imports
+from quire_engine.garbage import collect_briefly, keep_imports
 from quire_engine.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def serve(
         from quire_engine.api.server import Server
 
         keep_imports()
+        collect_briefly()
 
         async def run() -> "CoreEnd | None":
             return await Server(settings, core, listener).run()
