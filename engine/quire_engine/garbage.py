@@ -12,8 +12,8 @@ def collect_seldom() -> None:
 
 def collect_briefly() -> None:
     """In a process with an event loop, once it serves: as seldom in the older generations, and the
-    youngest in parcels. 50,000 new objects, as a burst of requests makes them, took 16 to 20 ms in
-    which nothing else ran; 5,000 take 3 at most (tests/bench/results/api.md has the loop's blocks).
+    youngest in parcels: while 50,000 new objects, as a burst of requests makes them, are looked at,
+    nothing else runs (tests/bench/results/api.md has the loop's longest blocks).
     """
     gc.set_threshold(5_000, 200, 50)
 

@@ -22,7 +22,7 @@ routes' wrappers it is three coroutines.
 """
 
 REQUESTS_A_TURN = 8
-"""Requests that begin before the event loop looks at anything else: about 5 ms."""
+"""Requests that begin before the event loop looks at anything else: a few milliseconds."""
 
 DISCARD_FACTOR = 4
 """A body that is too long is read up to so many times the limit, so that the client, still writing,

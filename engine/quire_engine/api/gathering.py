@@ -9,8 +9,7 @@ class GatheringTransport(asyncio.Transport):
     beside what all other connections have to send.
 
     uvloop writes at once, which costs a system call for an answer's head and one for its body, and
-    wakes a client that reads many streams again for each of them: half of a token's time in this
-    process (README.md).
+    wakes a client that reads many streams again for each of them. Wake-ups cost most of a write.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:

@@ -7,8 +7,8 @@ from collections import deque
 class Turnstile:
     """Lets so many in in one turn of the event loop; the others wait for the next turns, in order.
 
-    A request takes about half a millisecond to begin (its body is checked, its prompt tokenized),
-    and the loop begins all that have arrived: of a thousand that come at once each would keep the
+    A request takes up to a millisecond to begin (its body is checked, its prompt tokenized), and
+    the loop begins all that have arrived: of a thousand that come at once each would keep the
     streams, the probes and everybody else waiting.
     """
 
