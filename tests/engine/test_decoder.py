@@ -89,12 +89,14 @@ def test_logits_are_bitwise_the_same_in_any_batch(family, quantization, tiny_mod
     assert torch.equal(both[1], second)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4"])
+# The rows that int8 weights multiply are rounded to 16 bits, those of int4 ones to 8: 1e-5 and half
+# a percent of a product. Large random weights, whose softmax is all or nothing, make some thirty
+# times as much of it; weights that are read wrongly would give 1.4.
+@pytest.mark.parametrize(("quantization", "error"), [("int8", 1e-3), ("int4", 0.15)])
 def test_logits_are_near_those_of_the_weights_that_quantized_ones_stand_for(
-    tiny_model, quantization
+    tiny_model, quantization, error
 ):
-    """Same products in another order: the dequantized weights through the float path. int4 leaves
-    embedding and head in int8."""
+    """The dequantized weights through the float path. int4 leaves embedding and head in int8."""
     folder = tiny_model("llama-untied-bias")
     loaded = load_model(EngineConfig(model=str(folder), quantization=quantization), CPU)
     path = folder / "model.safetensors"
@@ -109,7 +111,7 @@ def test_logits_are_near_those_of_the_weights_that_quantized_ones_stand_for(
     prompt = tuple(range(40))
     [ours] = all_logits(loaded, [sequence_of(prompt, range(5))], [(40,)])
     [theirs] = all_logits(rounded, [sequence_of(prompt, range(5))], [(40,)])
-    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
+    assert (ours - theirs).std() < error * theirs.std()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""The real model with int8 weights against itself with bf16 ones.
+"""The real model with weights of small integers against itself with bf16 ones: int8 first.
 
 What to expect: a weight is off by 0.6 % of its row's size (test_linear_int8.py), so is a product,
 and a token passes four products a layer, the embedding and the head. As independent errors they add
@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 MODELS = Path(os.environ.get("QUIRE_CACHE", "~/.cache/quire")).expanduser() / "models"
 SAFETENSORS = MODELS / "SmolLM2-135M-Instruct"
+Q4_1 = MODELS / "SmolLM2-135M-Instruct-GGUF" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "golden.json").read_text())
 SHORT = [entry for entry in GOLDEN if len(entry["prompt"]) < 100]
 CPU = torch.device("cpu")
@@ -124,6 +125,25 @@ def test_int8_says_nearly_what_bf16_says(models):
     assert abs(perplexity) < MAX_PERPLEXITY_CHANGE
     assert agreement > MIN_AGREEMENT
     assert gap < MAX_FLIPPED_GAP
+
+
+@pytest.mark.parametrize(
+    ("config", "max_kl"),
+    [
+        (EngineConfig(model=str(SAFETENSORS), quantization="int4"), 8e-3),
+        (EngineConfig(model=str(Q4_1)), 4e-3),  # the same weights: all of it is x in 8 bits
+    ],
+    ids=["int4", "Q4_1"],
+)
+def test_four_bits_stay_near_bf16(models, config, max_kl):
+    rounded, difference = load_model(config, CPU), Difference()
+    for entry in GOLDEN[1::2]:
+        token_ids = entry["prompt"] + entry["tokens"]
+        difference.add(logits_of(models[None], token_ids), logits_of(rounded, token_ids), token_ids)
+    kl, agreement = (total / difference.tokens for total in (difference.kl, difference.agreeing))
+    print({"KL": kl, "agreement": agreement})  # noqa: T201
+    assert 0 < kl < max_kl
+    assert agreement > 0.96
 
 
 def test_weights_take_about_half_the_bytes(models):

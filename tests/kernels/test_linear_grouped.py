@@ -18,6 +18,7 @@ from quire_kernels import GgufRows, GgufType, KernelInputError, PackedLinear
 from quire_kernels.backends import Backend, cpp_backend
 from quire_kernels.library import available_isas
 from quire_kernels.ops.linear.gguf import BLOCKS, dequantize
+from quire_kernels.ops.linear.groups import round_rows
 from quire_kernels.ops.linear.int4 import dequantize_int4, quantize_int4
 from quire_kernels.ops.linear.int8 import dequantize_int8, quantize_int8
 from quire_kernels.ops.linear.packed import Quantization
@@ -27,12 +28,14 @@ GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 
 @dataclass(frozen=True)
 class Case:
-    """A format, depths that it takes, and bits of a stored weight in panels without padding."""
+    """A format, depths that it takes, how x is rounded (`round_rows`), and bits of a stored weight
+    in panels without padding."""
 
     name: str
     pack: Callable[[Backend, torch.Tensor], PackedLinear]
     meaning: Callable[[torch.Tensor], torch.Tensor]  # the weight that [N, K] becomes, float32
     unit: int  # K is a multiple of it
+    rounding: tuple[int, int]
     bits: float
 
     def __str__(self) -> str:
@@ -64,7 +67,7 @@ def gguf_rows(weight: torch.Tensor, gguf_type: GgufType) -> GgufRows:
 
 
 def gguf_case(gguf_type: GgufType, bits: float) -> Case:
-    their_type = gguf.GGMLQuantizationType[gguf_type]
+    their_type, stored = gguf.GGMLQuantizationType[gguf_type], BLOCKS[gguf_type]
 
     def pack(backend: Backend, weight: torch.Tensor) -> PackedLinear:
         return backend.pack_gguf(gguf_rows(weight, gguf_type))
@@ -72,7 +75,8 @@ def gguf_case(gguf_type: GgufType, bits: float) -> Case:
     def meaning(weight: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(gguf.dequantize(gguf_blocks(weight, gguf_type).numpy(), their_type))
 
-    return Case(gguf_type, pack, meaning, BLOCKS[gguf_type].num_values, bits)
+    rounding = (stored.group_size, stored.x_bits)
+    return Case(gguf_type, pack, meaning, stored.num_values, rounding, bits)
 
 
 CASES = [
@@ -81,6 +85,7 @@ CASES = [
         lambda backend, weight: backend.pack_linear(weight, "int8"),
         lambda weight: dequantize_int8(*quantize_int8(weight)),
         1,
+        (64, 16),
         8.25,
     ),
     Case(
@@ -88,6 +93,7 @@ CASES = [
         lambda backend, weight: backend.pack_linear(weight, "int4"),
         lambda weight: dequantize_int4(*quantize_int4(weight)),
         1,
+        (32, 8),
         5,
     ),
     gguf_case("Q4_0", 5),
@@ -116,7 +122,7 @@ def test_equals_double_precision_over_what_is_stored(
     x, bias, weight = torch.randn(rows, depth), torch.randn(columns), torch.randn(columns, depth)
     meaning = case.meaning(weight).double()
     result = cpu_backend.linear(x, case.pack(cpu_backend, weight), bias)
-    expected = x.double() @ meaning.T + bias
+    expected = round_rows(x, *case.rounding).double() @ meaning.T + bias
     size = meaning.abs().amax().item() + 1
     torch.testing.assert_close(
         result.double(), expected, atol=size * (3e-6 * depth**0.5 + 1e-6), rtol=1e-5
@@ -142,7 +148,6 @@ def test_bitwise_the_same_at_any_number_of_rows_and_threads(compiled: Backend, c
     alone = torch.cat([compiled.linear(row, packed) for row in x.split(1)])
     for num_threads in (1, 3):
         compiled.set_num_threads(num_threads)
-        # 24 rows and more widen a panel once
         for rows in (1, 2, 3, 4, 5, 6, 7, 12, 23, 24, 25, 37, 48, 140):
             assert torch.equal(compiled.linear(x[:rows], packed), alone[:rows]), rows
 
@@ -177,6 +182,48 @@ def test_all_instruction_sets_give_the_same_bits(case: Case) -> None:
         backend = cpp_backend(isa)
         results.append(backend.linear(x, case.pack(backend, weight)))
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("size", [1e-33, 1e-20, 1.0, 1e30])
+def test_rows_are_rounded_to_half_a_step_of_their_groups_largest(size: float, bits: int) -> None:
+    x = torch.randn(9, 200) * size
+    rounded = round_rows(x, 64, bits)
+    for begin in range(0, 200, 64):
+        group = slice(begin, begin + 64)
+        most = x[:, group].abs().amax(dim=1, keepdim=True)
+        if size < 1e-30:
+            assert not rounded[:, group].any()
+        else:
+            assert ((x - rounded)[:, group].abs() <= most / (2 ** (bits - 1) - 1) * 0.51).all()
+            at_most = x[:, group].abs() == most
+            torch.testing.assert_close(rounded[:, group][at_most], x[:, group][at_most])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_in_a_row_shows_in_its_results_and_in_no_others(
+    cpu_backend: Backend, case: Case, bad: float
+) -> None:
+    depth = max(256, case.unit)
+    x = torch.randn(7, depth)
+    packed = case.pack(cpu_backend, torch.randn(20, depth))
+    others = torch.arange(7) != 4
+    expected = cpu_backend.linear(x, packed)[others]
+    x[4, 37] = bad
+    result = cpu_backend.linear(x, packed)
+    assert not torch.isfinite(result[4]).any()
+    assert torch.equal(result[others], expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("size", [0.0, 1e-35, 1e-20, 1e20])
+def test_rows_of_every_size(cpu_backend: Backend, case: Case, size: float) -> None:
+    depth = max(256, case.unit)
+    x, weight = torch.randn(3, depth) * size, torch.randn(20, depth)
+    expected = round_rows(x, *case.rounding).double() @ case.meaning(weight).double().T
+    result = cpu_backend.linear(x, case.pack(cpu_backend, weight))
+    torch.testing.assert_close(result.double(), expected, atol=1e-4 * size, rtol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

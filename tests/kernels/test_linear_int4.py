@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from quire_kernels.backends import Backend, cpp_backend
 from quire_kernels.library import available_isas
+from quire_kernels.ops.linear.groups import groups
 from quire_kernels.ops.linear.int4 import GROUP_SIZE, dequantize_int4, quantize_int4
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -100,13 +101,16 @@ def test_every_variant_quantizes_as_the_reference(
 
 @pytest.mark.parametrize("outliers", [1.0, 30.0])
 def test_a_products_error_is_what_the_steps_promise(cpu_backend: Backend, outliers: float) -> None:
-    """Independent roundings of variance s² / 12 add up to sum(x² s² / 12) in a product."""
+    """Independent roundings of variance s² / 12 add up to sum(x² s² / 12) in a product, those of
+    the weights and those of x."""
     weight = with_outliers(torch.randn(200, DEPTH), outliers)
     x = torch.randn(50, DEPTH)
     result = cpu_backend.linear(x, cpu_backend.pack_linear(weight, "int4"))
     _, scales, _ = quantize_int4(weight)
-    variance = x.double().square() @ (
-        scales.double().repeat_interleave(GROUP_SIZE, 1).square().T / 12
-    )
+    weight_steps = scales.double().repeat_interleave(GROUP_SIZE, 1)
+    x_steps = groups(x, GROUP_SIZE).abs().amax(2).double().repeat_interleave(GROUP_SIZE, 1) / 127
+    stored = dequantize_int4(*quantize_int4(weight)).double()
+    variance = x.double().square() @ weight_steps.square().T / 12
+    variance += x_steps.square() @ stored.square().T / 12
     normed = (result.double() - x.double() @ weight.double().T) / variance.sqrt()
     assert normed.square().mean().sqrt().item() == pytest.approx(1, abs=0.12)

@@ -1,7 +1,7 @@
 // Sixteen float lanes: one AVX-512 register or two AVX2 registers behind one type.
 //
-// Every kernel is written on F32x16 alone, and every operation here rounds each lane the same way on both instruction
-// sets (fused multiply-add included), so a kernel's result is bitwise the same on either.
+// Every kernel is written on these types alone, and every operation here rounds each lane the same way on both
+// instruction sets (fused multiply-add included), so a kernel's result is bitwise the same on either.
 #pragma once
 
 #include <immintrin.h>
@@ -16,10 +16,10 @@ namespace quire {
 
 constexpr int kLanes = 16;
 
-QUIRE_INLINE long long read_eight(const uint8_t* p) {
-  long long bytes;
-  std::memcpy(&bytes, p, sizeof(bytes));
-  return bytes;
+QUIRE_INLINE int32_t read_word(const void* p) {
+  int32_t word;
+  std::memcpy(&word, p, sizeof(word));
+  return word;
 }
 
 #if defined(__AVX512F__)
@@ -74,12 +74,43 @@ QUIRE_INLINE F32x16 widen_int8(const int8_t* p) {
 QUIRE_INLINE F32x16 widen_uint8(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
-// 8 bytes: columns 0 to 7 in the low halves, 8 to 15 in the high ones
-QUIRE_INLINE F32x16 widen_nibbles(const uint8_t* p) {
-  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_set1_epi64x(read_eight(p)));
-  const __m512i shifts = _mm512_inserti64x4(_mm512_set1_epi32(4), _mm256_setzero_si256(), 0);
-  const __m512i shifted = _mm512_srlv_epi32(bytes, shifts);
-  return {_mm512_cvtepi32_ps(_mm512_and_si512(shifted, _mm512_set1_epi32(15)))};
+
+// For each of 16 columns, side by side: four bytes; two 16-bit integers; one of 32 bits.
+struct I8x64 {
+  __m512i v;
+};
+struct I16x32 {
+  __m512i v;
+};
+struct I32x16 {
+  __m512i v;
+};
+
+// 32 bytes: columns 0 to 7 in the low halves
+QUIRE_INLINE I8x64 load_nibbles(const uint8_t* p) {
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m512i spread = _mm512_inserti64x4(_mm512_castsi256_si512(both), _mm256_srli_epi16(both, 4), 1);
+  return {_mm512_and_si512(spread, _mm512_set1_epi8(15))};
+}
+// 32 signed bytes
+QUIRE_INLINE I16x32 load_bytes(const uint8_t* p) {
+  return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+QUIRE_INLINE I8x64 splat(const int8_t* four) { return {_mm512_set1_epi32(read_word(four))}; }
+QUIRE_INLINE I16x32 splat(const int16_t* two) { return {_mm512_set1_epi32(read_word(two))}; }
+QUIRE_INLINE I16x32 add(I16x32 a, I16x32 b) { return {_mm512_add_epi16(a.v, b.v)}; }
+QUIRE_INLINE I32x16 add(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+// products of neighbours, summed in pairs; `u` holds no sign
+QUIRE_INLINE I16x32 multiply_pairs(I8x64 u, I8x64 a) { return {_mm512_maddubs_epi16(u.v, a.v)}; }
+QUIRE_INLINE I32x16 multiply_pairs(I16x32 a, I16x32 b) { return {_mm512_madd_epi16(a.v, b.v)}; }
+QUIRE_INLINE I32x16 sum_pairs(I16x32 a) { return {_mm512_madd_epi16(a.v, _mm512_set1_epi16(1))}; }
+QUIRE_INLINE F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// integral lanes
+QUIRE_INLINE void store(int8_t* p, F32x16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+QUIRE_INLINE void store(int16_t* p, F32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a.v)));
 }
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -146,15 +177,61 @@ QUIRE_INLINE __m256 widen_int8_half(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 QUIRE_INLINE F32x16 widen_int8(const int8_t* p) { return {widen_int8_half(p), widen_int8_half(p + 8)}; }
-QUIRE_INLINE __m256i zero_extend(const uint8_t* p) { return _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(read_eight(p))); }
-QUIRE_INLINE F32x16 widen_uint8(const uint8_t* p) {
-  return {_mm256_cvtepi32_ps(zero_extend(p)), _mm256_cvtepi32_ps(zero_extend(p + 8))};
+QUIRE_INLINE __m256 widen_uint8_half(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
-QUIRE_INLINE F32x16 widen_nibbles(const uint8_t* p) {
-  const __m256i bytes = zero_extend(p);
-  return {_mm256_cvtepi32_ps(_mm256_and_si256(bytes, _mm256_set1_epi32(15))),
-          _mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 4))};
+QUIRE_INLINE F32x16 widen_uint8(const uint8_t* p) { return {widen_uint8_half(p), widen_uint8_half(p + 8)}; }
+
+struct I8x64 {
+  __m256i lo, hi;
+};
+struct I16x32 {
+  __m256i lo, hi;
+};
+struct I32x16 {
+  __m256i lo, hi;
+};
+
+QUIRE_INLINE I8x64 load_nibbles(const uint8_t* p) {
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(both, mask), _mm256_and_si256(_mm256_srli_epi16(both, 4), mask)};
 }
+QUIRE_INLINE I16x32 load_bytes(const uint8_t* p) {
+  const auto* halves = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtepi8_epi16(_mm_loadu_si128(halves)), _mm256_cvtepi8_epi16(_mm_loadu_si128(halves + 1))};
+}
+QUIRE_INLINE I8x64 splat(const int8_t* four) {
+  const __m256i word = _mm256_set1_epi32(read_word(four));
+  return {word, word};
+}
+QUIRE_INLINE I16x32 splat(const int16_t* two) {
+  const __m256i word = _mm256_set1_epi32(read_word(two));
+  return {word, word};
+}
+QUIRE_INLINE I16x32 add(I16x32 a, I16x32 b) { return {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)}; }
+QUIRE_INLINE I32x16 add(I32x16 a, I32x16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+QUIRE_INLINE I16x32 multiply_pairs(I8x64 u, I8x64 a) {
+  return {_mm256_maddubs_epi16(u.lo, a.lo), _mm256_maddubs_epi16(u.hi, a.hi)};
+}
+QUIRE_INLINE I32x16 multiply_pairs(I16x32 a, I16x32 b) {
+  return {_mm256_madd_epi16(a.lo, b.lo), _mm256_madd_epi16(a.hi, b.hi)};
+}
+QUIRE_INLINE I32x16 sum_pairs(I16x32 a) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return multiply_pairs(a, I16x32{ones, ones});
+}
+QUIRE_INLINE F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+QUIRE_INLINE __m256i to_words(F32x16 a) {
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
+  return _mm256_permute4x64_epi64(words, 0xd8);  // packs works on each half alone
+}
+QUIRE_INLINE void store(int8_t* p, F32x16 a) {
+  const __m256i words = to_words(a);
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+QUIRE_INLINE void store(int16_t* p, F32x16 a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_words(a)); }
 
 #else
 #error "compile with AVX2, FMA and F16C at least"

@@ -10,14 +10,6 @@ namespace quire {
 template <int ROWS, int VECTORS>
 using Tile = F32x16[ROWS][VECTORS];
 
-// Rows of x, ldx apart; and where a weight format has minimums, the sum of each group of k, num_sums a row.
-struct Rows {
-  const float* x;
-  int64_t ldx;
-  const float* sums;
-  int64_t num_sums;
-};
-
 // f(r, v) for each register of a tile
 template <int ROWS, int VECTORS, class F>
 QUIRE_INLINE void each(const F& f) {

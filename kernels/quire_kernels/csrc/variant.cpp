@@ -71,8 +71,8 @@ QUIRE_API void quire_linear(const LinearCall* call) {
   quire::with_format(static_cast<quire::WeightFormat>(call->format), [&](auto traits) {
     using Panels = decltype(traits);
     const auto* panels = static_cast<const typename Panels::Stored*>(call->panels);
-    quire::Linear<Panels>{call->x,     call->ldx,  call->num_rows, panels,   call->num_columns,
-                          call->depth, call->bias, call->out,      call->ldo}
+    typename quire::LinearOver<Panels>::Type{call->x,     call->ldx,  call->num_rows, panels,   call->num_columns,
+                                             call->depth, call->bias, call->out,      call->ldo}
         .run();
   });
 }

@@ -45,16 +45,20 @@ _FORMATS: dict[torch.dtype, WeightFormat] = {
 }
 
 
+_WORD = 32  # bytes, kWord in grouped.h
+
+
 @dataclass(frozen=True)
 class _Groups:
-    """Bytes of a panel of small integers: `header` before each `size` of k, `row` at each k."""
+    """Bytes of a panel of small integers: `header` before each `size` of k, then `row` at each k,
+    whole words of them."""
 
     size: int
     header: int
     row: int
 
     def panel_bytes(self, depth: int) -> int:
-        return -(-depth // self.size) * self.header + depth * self.row
+        return -(-depth // self.size) * self.header + -(-depth * self.row // _WORD) * _WORD
 
 
 # As in grouped.h; a K format's 256 of k count as one group, its inner scales in the header.

@@ -28,8 +28,7 @@ struct FromQ4_1 {  // scale, minimum, 32 nibbles
   static void put(const uint8_t* block, uint8_t* group, int column) {
     Layout::put_scale(group, column, read_half(block));
     Layout::put_minimum(group, column, read_half(block + 2));
-    for (int i = 0; i < 32; ++i)
-      Nibbles::put(group + Layout::kHeader + i * Nibbles::kRow, column, nibble(block + 4, i));
+    for (int i = 0; i < 32; ++i) Layout::Value::put(group + Layout::kHeader, i, column, nibble(block + 4, i));
   }
 };
 
@@ -41,8 +40,7 @@ struct FromQ4_0 {  // scale, 32 nibbles: scale * (q - 8), so the minimum is -8 *
     const uint16_t scale = read_half(block);
     Layout::put_scale(group, column, scale);
     Layout::put_minimum(group, column, _cvtss_sh(-8.0f * _cvtsh_ss(scale), _MM_FROUND_TO_NEAREST_INT));
-    for (int i = 0; i < 32; ++i)
-      Nibbles::put(group + Layout::kHeader + i * Nibbles::kRow, column, nibble(block + 2, i));
+    for (int i = 0; i < 32; ++i) Layout::Value::put(group + Layout::kHeader, i, column, nibble(block + 2, i));
   }
 };
 
@@ -52,7 +50,7 @@ struct FromQ8_0 {  // scale, 32 bytes
 
   static void put(const uint8_t* block, uint8_t* group, int column) {
     Layout::put_scale(group, column, read_half(block));
-    for (int i = 0; i < 32; ++i) Bytes::put(group + Layout::kHeader + i * Bytes::kRow, column, block[2 + i]);
+    for (int i = 0; i < 32; ++i) Layout::Value::put(group + Layout::kHeader, i, column, block[2 + i]);
   }
 };
 
@@ -72,7 +70,7 @@ struct FromQ4_K {  // two factors, 8 scales and 8 minimums of 6 bits in 12 bytes
       group[kLanes + column] = static_cast<uint8_t>(minimum);
       const uint8_t* run = block + 16 + g / 2 * 32;
       for (int i = 0; i < 32; ++i) {
-        Nibbles::put(group + Layout::kHeader + i * Nibbles::kRow, column, g % 2 == 0 ? run[i] & 15 : run[i] >> 4);
+        Layout::Value::put(group + Layout::kHeader, i, column, g % 2 == 0 ? run[i] & 15 : run[i] >> 4);
       }
     }
   }
@@ -88,7 +86,7 @@ struct FromQ6_K {  // 256 values less 32: 128 bytes of low halves, 64 of two hig
       uint8_t* group = target + Layout::kBlockHeader + g * Layout::kStride;
       group[column] = block[192 + g];
       for (int i = 0; i < 16; ++i) {
-        Bytes::put(group + Layout::kHeader + i * Bytes::kRow, column, value(block, g * 16 + i));
+        Layout::Value::put(group + Layout::kHeader, i, column, value(block, g * 16 + i));
       }
     }
   }

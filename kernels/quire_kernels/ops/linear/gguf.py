@@ -58,11 +58,14 @@ def _q6_k(blocks: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class GgufBlocks:
-    """GGUF's number of a type, the values and bytes of its blocks, and what they mean."""
+    """GGUF's number of a type, the values and bytes of its blocks, the values that share a scale,
+    the bits that x is rounded to for a product, and what they mean."""
 
     number: int
     num_values: int
     num_bytes: int
+    group_size: int
+    x_bits: int
     dequantize: Callable[[torch.Tensor], torch.Tensor]
 
     def row_bytes(self, depth: int) -> int:
@@ -71,11 +74,11 @@ class GgufBlocks:
 
 
 BLOCKS: dict[GgufType, GgufBlocks] = {
-    "Q4_0": GgufBlocks(2, 32, 18, _q4_0),
-    "Q4_1": GgufBlocks(3, 32, 20, _q4_1),
-    "Q8_0": GgufBlocks(8, 32, 34, _q8_0),
-    "Q4_K": GgufBlocks(12, 256, 144, _q4_k),
-    "Q6_K": GgufBlocks(14, 256, 210, _q6_k),
+    "Q4_0": GgufBlocks(2, 32, 18, 32, 8, _q4_0),
+    "Q4_1": GgufBlocks(3, 32, 20, 32, 8, _q4_1),
+    "Q8_0": GgufBlocks(8, 32, 34, 32, 16, _q8_0),
+    "Q4_K": GgufBlocks(12, 256, 144, 32, 8, _q4_k),
+    "Q6_K": GgufBlocks(14, 256, 210, 16, 16, _q6_k),
 }
 
 

@@ -1,4 +1,6 @@
-"""What int8 and int4 weights share: groups along K, bfloat16 scales, and what is refused."""
+"""What weights of small integers share: groups along K, their scales, what is refused, and what
+becomes of the rows that they are multiplied by.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -39,3 +41,16 @@ def round_up(positive: torch.Tensor) -> torch.Tensor:
     """Float32 >= 0 to bfloat16, never below: rounding down would put a weight off the grid."""
     bits = positive.contiguous().view(torch.int32) + 0xFFFF
     return (bits >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def round_rows(x: torch.Tensor, group_size: int, bits: int) -> torch.Tensor:
+    """x [T, K] as a product with grouped weights takes it: integers times a scale a row and group.
+
+    The largest of a group becomes the largest of signed integers of `bits`; a group that has
+    nothing above 1e-30 becomes zero.
+    """
+    parts, largest = groups(x, group_size), (1 << (bits - 1)) - 1
+    most = parts.abs().amax(dim=2, keepdim=True)
+    inverse = torch.where(most > 1e-30, largest / most, 0)
+    rounded = (parts * inverse).round() * (most / largest)
+    return rounded.flatten(1)[:, : x.shape[1]].to(x.dtype)

@@ -11,6 +11,7 @@ import torch
 from quire_kernels.ops.linear.groups import check_finite, check_float_matrix, groups, round_up
 
 GROUP_SIZE = 32
+ROUNDING = (GROUP_SIZE, 8)  # of x before a product, and to how many bits
 MAX_VALUE = 15
 
 

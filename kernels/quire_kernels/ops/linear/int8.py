@@ -10,6 +10,7 @@ import torch
 from quire_kernels.ops.linear.groups import check_finite, check_float_matrix, groups, round_up
 
 GROUP_SIZE = 64
+ROUNDING = (GROUP_SIZE, 16)  # of x before a product, and to how many bits
 MAX_VALUE = 127  # -128 is left out: the grid is symmetric
 
 

@@ -1,9 +1,7 @@
-// x @ weight.T over panels of 16 output columns, [ceil(N/16)][K][16], in bf16, fp16, fp32 or small integers
-// (grouped.h).
+// x @ weight.T over panels of 16 output columns, [ceil(N/16)][K][16], in bf16, fp16 or fp32; small integers: grouped.h.
 //
-// Each output element is one chain of fused multiply-adds over k = 0, 1, ..., K-1 (grouped: one a group of k, and one
-// over the groups), then the bias: the same bits whatever T, the thread count, the block sizes below and the
-// instruction set are.
+// Each output element is one chain of fused multiply-adds over k = 0, 1, ..., K-1, then the bias: the same bits
+// whatever T, the thread count, the block sizes below and the instruction set are.
 #pragma once
 
 #include <algorithm>
@@ -29,18 +27,14 @@ enum class WeightFormat : int32_t {
 // Panels of one value for each k and column; Format says how a value is stored.
 template <class Format>
 struct PlainPanels {
-  static constexpr int64_t kDepthUnit = 1;  // blocks of k begin at multiples of it
-  static constexpr bool kHasMinimum = false;
-  static constexpr bool kWidensOnce = false;
-
   // of Stored in a panel
   static constexpr int64_t size(int64_t depth) { return depth * kLanes; }
 
-  // acc += rows[., begin:end] times the panels at `first` and beside it, panel_size apart
+  // acc += x[., begin:end] (rows ldx apart) times the panels at `first` and beside it, panel_size apart
   template <int ROWS, int VECTORS, class Stored>
-  static QUIRE_INLINE void accumulate(Tile<ROWS, VECTORS>& acc, const Rows& rows, const Stored* first,
+  static QUIRE_INLINE void accumulate(Tile<ROWS, VECTORS>& acc, const float* x, int64_t ldx, const Stored* first,
                                       int64_t panel_size, int64_t begin, int64_t end) {
-    multiply_add<ROWS, VECTORS>(acc, rows.x, rows.ldx, begin, end,
+    multiply_add<ROWS, VECTORS>(acc, x, ldx, begin, end,
                                 [&](int64_t k, int v) { return Format::widen(first + v * panel_size + k * kLanes); });
   }
 
@@ -121,24 +115,17 @@ struct Linear {
   static constexpr int64_t kGroup = 4;            // panels that one step works on
   static constexpr int64_t kDepthBlock = 1024;    // of k: x's tile and a panel stay near the core
   static constexpr int64_t kBlockFloats = 49152;  // of x: 192 KiB of the 512 KiB or more of an L2 cache
-  static constexpr int64_t kMaxSums = kBlockFloats / 32;
-  static constexpr int64_t kManyTiles = 4;  // from here on small integers are widened once for all tiles of rows
-  static_assert(!Panels::kHasMinimum || Panels::kDepthUnit >= kBlockFloats / kMaxSums);
 
   // What one task computes of out, over a part of k.
   struct Block {
     int64_t row, row_end, panel, panel_end, begin, end;
-    const float* sums;  // of x, [row_end - row, num_sums], a group of k each
-    int64_t num_sums;
   };
 
   int64_t num_panels() const { return (num_columns + kLanes - 1) / kLanes; }
 
   void run() const {
     const int64_t num_depth_blocks = std::max<int64_t>(1, (depth + kDepthBlock - 1) / kDepthBlock);
-    constexpr int64_t kUnit = Panels::kDepthUnit;
-    const int64_t even = (depth + num_depth_blocks - 1) / num_depth_blocks;
-    const int64_t depth_step = std::max<int64_t>(1, (even + kUnit - 1) / kUnit) * kUnit;
+    const int64_t depth_step = std::max<int64_t>(1, (depth + num_depth_blocks - 1) / num_depth_blocks);
     const int64_t fit = kBlockFloats / depth_step / kTileRows * kTileRows;
     const int64_t row_step = std::max<int64_t>(fit, kTileRows);
     const int64_t num_row_blocks = (num_rows + row_step - 1) / row_step;
@@ -149,30 +136,14 @@ struct Linear {
       const int64_t row_end = std::min(row + row_step, num_rows);
       const int64_t panel_end = std::min(panel + kGroup, num_panels());
       for (int64_t k = 0; k < std::max<int64_t>(depth, 1); k += depth_step) {
-        block({row, row_end, panel, panel_end, k, std::min(k + depth_step, depth), nullptr, 0});
+        block({row, row_end, panel, panel_end, k, std::min(k + depth_step, depth)});
       }
     });
   }
 
-  void block(Block b) const {
-    float sums[Panels::kHasMinimum ? kMaxSums : 1];
-    if constexpr (Panels::kHasMinimum) {
-      b.num_sums = (b.end - b.begin + Panels::kDepthUnit - 1) / Panels::kDepthUnit;
-      b.sums = sums;
-      for (int64_t r = b.row; r < b.row_end; ++r) {
-        sum_groups<Panels::kDepthUnit>(x + r * ldx, b.begin, b.end, sums + (r - b.row) * b.num_sums);
-      }
-    }
+  void block(const Block& b) const {
     const int64_t full_end = b.row + (b.row_end - b.row) / kTileRows * kTileRows;
-    if constexpr (Panels::kWidensOnce) {
-      if (full_end - b.row >= kManyTiles * kTileRows) {
-        widened_columns(b, full_end);
-      } else {
-        columns<kTileRows>(b, b.row, full_end);
-      }
-    } else {
-      columns<kTileRows>(b, b.row, full_end);
-    }
+    columns<kTileRows>(b, b.row, full_end);
     if (full_end < b.row_end) {
       with_rows(static_cast<int>(b.row_end - full_end),
                 [&](auto rows) { columns<decltype(rows)::value>(b, full_end, b.row_end); });
@@ -186,7 +157,7 @@ struct Linear {
     const int64_t panel_size = Panels::size(depth);
     const auto run_tile = [&](int64_t r, int64_t panel, auto vectors) {
       tile<ROWS, decltype(vectors)::value>(b, r, panel, [&](auto& acc) {
-        Panels::template accumulate<ROWS, decltype(vectors)::value>(acc, rows_at(b, r), panels + panel * panel_size,
+        Panels::template accumulate<ROWS, decltype(vectors)::value>(acc, x + r * ldx, ldx, panels + panel * panel_size,
                                                                     panel_size, b.begin, b.end);
       });
     };
@@ -196,20 +167,6 @@ struct Linear {
     }
     for (; panel < b.panel_end; ++panel) {
       for (int64_t r = row; r < row_end; r += ROWS) run_tile(r, panel, std::integral_constant<int, 1>{});
-    }
-  }
-
-  // Whole tiles of many rows: each panel's values are widened once.
-  void widened_columns(const Block& b, int64_t row_end) const {
-    float* widened = scratch(static_cast<size_t>((b.end - b.begin) * kLanes));
-    for (int64_t panel = b.panel; panel < b.panel_end; ++panel) {
-      const Stored* packed = panels + panel * Panels::size(depth);
-      Panels::widen(packed, b.begin, b.end, widened);
-      for (int64_t r = b.row; r < row_end; r += kTileRows) {
-        tile<kTileRows, 1>(b, r, panel, [&](auto& acc) {
-          Panels::template accumulate_widened<kTileRows>(acc, rows_at(b, r), packed, widened, b.begin, b.end);
-        });
-      }
     }
   }
 
@@ -229,11 +186,18 @@ struct Linear {
     each<ROWS, VECTORS>([&](int r, int v) { store_some(place(row + r, panel + v), acc[r][v], width(panel + v)); });
   }
 
-  Rows rows_at(const Block& b, int64_t row) const {
-    return {x + row * ldx, ldx, b.sums + (row - b.row) * b.num_sums, b.num_sums};
-  }
   float* place(int64_t row, int64_t panel) const { return out + row * ldo + panel * kLanes; }
   int64_t width(int64_t panel) const { return num_columns - panel * kLanes; }
+};
+
+template <class Panels>
+struct LinearOver {
+  using Type = Linear<Panels>;
+};
+
+template <class Layout>
+struct LinearOver<GroupedPanels<Layout>> {
+  using Type = GroupedLinear<Layout>;
 };
 
 // panels[ceil(N/16)][K][16] from weight [N, K] of one of the plain formats, missing columns zero

@@ -33,11 +33,11 @@ inline uint16_t round_down(float number) {
   return static_cast<uint16_t>(bits >> 31 ? std::min((bits + 0xffffu) >> 16, kLowest) : bits >> 16);
 }
 
+// The steps of whole words, zero behind the last weight.
 template <class Layout>
 void put_values(const float* steps, int64_t count, uint8_t* group, int column) {
-  using Value = typename Layout::Value;
-  for (int64_t i = 0; i < count; ++i) {
-    Value::put(group + Layout::kHeader + i * Value::kRow, column, static_cast<int>(steps[i]));
+  for (int64_t i = 0; i < num_words<typename Layout::Value>(count) * Layout::Value::kDepth; ++i) {
+    Layout::Value::put(group + Layout::kHeader, i, column, i < count ? static_cast<int>(steps[i]) : 0);
   }
 }
 

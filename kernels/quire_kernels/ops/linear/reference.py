@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from quire_kernels.ops.linear import int4, int8
 from quire_kernels.ops.linear.gguf import BLOCKS, check_rows, dequantize
+from quire_kernels.ops.linear.groups import round_rows
 from quire_kernels.ops.linear.packed import (
     GgufRows,
     PackedLinear,
@@ -73,8 +74,19 @@ def linear(
 ) -> torch.Tensor:
     """x [T, K] times weight [N, K] transposed, in x's dtype."""
     dense = _rows(weight, slice(None)).to(x.dtype)
+    if (rounding := _rounding(weight)) is not None:
+        x = round_rows(x, *rounding)
     result = F.linear(x, dense, None if bias is None else bias.to(x.dtype))
     return result if out is None else out.copy_(result)
+
+
+def _rounding(weight: PackedLinear) -> tuple[int, int] | None:
+    """What `round_rows` does to x before a product with this weight."""
+    if weight.gguf_type is not None:
+        return BLOCKS[weight.gguf_type].group_size, BLOCKS[weight.gguf_type].x_bits
+    if weight.scales is None:
+        return None
+    return int8.ROUNDING if weight.minimums is None else int4.ROUNDING
 
 
 def embedding(ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
