@@ -4,6 +4,9 @@ Activations are float32 on a CPU and the model's dtype on a GPU. T counts tokens
 Hq and Hkv heads, D head features, B sequences. Tensors are contiguous unless said otherwise.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
 from quire_kernels.backends import Backend, backend
@@ -20,6 +23,7 @@ from quire_kernels.ops.linear.packed import (
     WeightRows,
 )
 from quire_kernels.progress import progress_counter
+from quire_kernels.recording import Recording
 
 __all__ = [
     "Backend",
@@ -30,6 +34,7 @@ __all__ = [
     "KernelSettingError",
     "PackedLinear",
     "Quantization",
+    "Recording",
     "WeightRows",
     "add_rms_norm",
     "argmax",
@@ -40,6 +45,7 @@ __all__ = [
     "pack_gguf",
     "pack_linear",
     "paged_attention",
+    "record",
     "rms_norm",
     "rope",
     "set_num_threads",
@@ -47,6 +53,8 @@ __all__ = [
     "silu_mul",
     "write_kv",
 ]
+
+R = TypeVar("R")
 
 
 def _serving(tensor: torch.Tensor) -> Backend:
@@ -84,15 +92,20 @@ def linear(
     return _serving(x).linear(x, weight, bias, out)
 
 
-def embedding(ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+def embedding(
+    ids: torch.Tensor, weight: PackedLinear, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Rows `ids` [T] int64 of a packed weight [N, K], as [T, K]: tied embeddings need no copy."""
-    return _serving(ids).embedding(ids, weight)
+    return _serving(ids).embedding(ids, weight, out)
 
 
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x [T, H] / sqrt(mean(x²) + eps) * weight [H]. Per-head norms pass [T * heads, D]."""
+    """x [T, H] / sqrt(mean(x²) + eps) * weight [H], or [T, heads, D] and weight [D] for each head.
+
+    The token stride of x and out is free; out may be x itself.
+    """
     return _serving(x).rms_norm(x, weight, eps, out)
 
 
@@ -165,6 +178,16 @@ def paged_attention(
 def argmax(x: torch.Tensor) -> torch.Tensor:
     """Index [T] int64 of each row's largest value of x [T, N]: the lowest of equals, NaN never."""
     return _serving(x).argmax(x)
+
+
+def record(function: Callable[[], R]) -> tuple[R, Recording | None]:
+    """What `function` returns, and its kernel calls on the CPU, which `replay()` makes again.
+
+    A replay computes from what then stands in the memory that the calls were given, which the
+    caller keeps. None instead of calls: no C++ kernels run here, or torch computed or allocated
+    something in `function`, which a replay would leave out.
+    """
+    return backend("cpu").record(function)
 
 
 def isa() -> str:

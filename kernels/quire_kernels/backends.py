@@ -5,7 +5,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -27,6 +27,7 @@ from quire_kernels.ops.silu_mul.cpp import CppSiluMul
 from quire_kernels.ops.write_kv import reference as write_kv_reference
 from quire_kernels.ops.write_kv.cpp import CppWriteKv
 from quire_kernels.progress import progress_counter
+from quire_kernels.recording import Recording
 from quire_kernels.settings import KernelSettings, settings
 
 P = ParamSpec("P")
@@ -43,7 +44,7 @@ class Backend:
     pack_linear: Callable[..., PackedLinear]
     pack_gguf: Callable[[GgufRows], PackedLinear]
     linear: Callable[..., torch.Tensor]
-    embedding: Callable[[torch.Tensor, PackedLinear], torch.Tensor]
+    embedding: Callable[..., torch.Tensor]
     rms_norm: Callable[..., torch.Tensor]
     add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     rope: Callable[..., None]
@@ -52,6 +53,7 @@ class Backend:
     paged_attention: Callable[..., torch.Tensor]
     argmax: Callable[[torch.Tensor], torch.Tensor]
     set_num_threads: Callable[[int], None]
+    record: Callable[[Callable[[], Any]], tuple[Any, Recording | None]]
 
 
 def counted(op: Callable[P, R]) -> Callable[P, R]:
@@ -63,6 +65,11 @@ def counted(op: Callable[P, R]) -> Callable[P, R]:
         return op(*args, **kwargs)
 
     return run
+
+
+def not_recorded(function: Callable[[], R]) -> tuple[R, None]:
+    """What `function` returns: torch and Triton have no calls that could be made again from C."""
+    return function(), None
 
 
 @functools.cache
@@ -83,6 +90,7 @@ def torch_backend() -> Backend:
         paged_attention=counted(paged_attention_reference.paged_attention),
         argmax=counted(argmax_reference.argmax),
         set_num_threads=torch.set_num_threads,
+        record=not_recorded,
     )
 
 
@@ -109,7 +117,8 @@ def cpp_backend(isa: str) -> Backend:
         write_kv=CppWriteKv(library).write_kv,
         paged_attention=CppPagedAttention(library).paged_attention,
         argmax=CppArgmax(library).argmax,
-        set_num_threads=library.quire_set_num_threads,
+        set_num_threads=library.set_num_threads,
+        record=library.record,
     )
 
 

@@ -2,22 +2,71 @@
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from quire_kernels.errors import KernelSettingError
 from quire_kernels.progress import progress_counter
+from quire_kernels.recording import Call, Recording, TorchWork
 
-# Functions of csrc/variant.cpp that take a pointer to their packed arguments, by what they return.
-_ACTIONS = (
-    *("quire_pack", "quire_pack_gguf", "quire_linear", "quire_rms_norm", "quire_silu_mul"),
-    "quire_argmax",
-)
-_CHECKED = (
-    *("quire_pack_int8", "quire_pack_int4", "quire_embedding", "quire_rope", "quire_write_kv"),
-    "quire_paged_attention",
-)
+R = TypeVar("R")
+
+# Functions of csrc/variant.cpp that take a pointer to their packed arguments, by what they return
+# when all is well; None: nothing.
+_GOOD = {
+    **dict.fromkeys(("quire_pack", "quire_pack_gguf", "quire_linear", "quire_rms_norm")),
+    **dict.fromkeys(("quire_silu_mul", "quire_argmax")),
+    **dict.fromkeys(("quire_pack_int8", "quire_pack_int4", "quire_embedding"), -1),
+    **dict.fromkeys(("quire_rope", "quire_write_kv"), -1),
+    "quire_paged_attention": 0,
+}
+
+
+class Library:
+    """One variant's functions."""
+
+    def __init__(self, compiled: ctypes.CDLL) -> None:
+        self._compiled = compiled
+        self._recorded: list[Call] | None = None  # while `record` runs
+        compiled.quire_replay.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        compiled.quire_replay.restype = ctypes.c_int64
+        compiled.quire_set_progress.argtypes = [ctypes.c_void_p]
+        compiled.quire_set_progress.restype = compiled.quire_set_num_threads.restype = None
+        self.set_num_threads = compiled.quire_set_num_threads
+        self.set_progress = compiled.quire_set_progress
+
+    def function(self, name: str) -> Callable[[bytes], int]:
+        """The function that takes a pointer to its packed arguments. Calls can be recorded."""
+        good, function = _GOOD[name], self._compiled[name]  # one of its own, declared here only
+        function.restype = None if good is None else ctypes.c_int64
+        function.argtypes = [ctypes.c_char_p]
+        address = ctypes.cast(function, ctypes.c_void_p).value
+        assert address is not None, "a function that was found has an address"
+
+        def call(arguments: bytes) -> int:
+            if self._recorded is not None:
+                self._recorded.append(Call(address, arguments, good))
+            result: int = function(arguments)
+            return result
+
+        return call
+
+    def record(self, function: Callable[[], R]) -> tuple[R, Recording | None]:
+        """See quire_kernels.record."""
+        assert self._recorded is None, "a recording holds no recording"
+        calls: list[Call] = []
+        self._recorded = calls
+        try:
+            with TorchWork() as torch_work:
+                result = function()
+        finally:
+            self._recorded = None
+        if torch_work.any:
+            return result, None
+        return result, Recording(self._compiled.quire_replay, calls)
 
 
 @functools.cache
@@ -55,8 +104,8 @@ def _open_current(path: Path, digest: str) -> ctypes.CDLL:
 
 
 @functools.cache
-def load_library(isa: str) -> ctypes.CDLL:
-    """The variant for `isa`, its functions declared, on torch's number of threads.
+def load_library(isa: str) -> Library:
+    """The variant for `isa`, on torch's number of threads.
 
     Raises:
         KernelSettingError: the variant is not compiled or this processor lacks the instructions.
@@ -69,15 +118,9 @@ def load_library(isa: str) -> ctypes.CDLL:
         )
     from quire_kernels.build import LIBRARY_FOLDER
 
-    library = _open(LIBRARY_FOLDER / f"quire_{isa}.so")
-    for name in (*_ACTIONS, *_CHECKED):
-        function = getattr(library, name)
-        function.restype = ctypes.c_int64 if name in _CHECKED else None
-        function.argtypes = [ctypes.c_char_p]
-    library.quire_set_progress.argtypes = [ctypes.c_void_p]
-    library.quire_set_progress.restype = library.quire_set_num_threads.restype = None
-    library.quire_set_num_threads(torch.get_num_threads())
-    progress_counter.follow(library.quire_set_progress)
+    library = Library(_open(LIBRARY_FOLDER / f"quire_{isa}.so"))
+    library.set_num_threads(torch.get_num_threads())
+    progress_counter.follow(library.set_progress)
     return library
 
 

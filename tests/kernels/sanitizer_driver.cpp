@@ -116,10 +116,15 @@ void run_gguf(int64_t type, int64_t format, int64_t rows, int64_t columns) {
 void run_rows(int64_t rows, int64_t width) {
   const auto x = random_floats(rows * width), residual = random_floats(rows * width), weight = random_floats(width);
   const Buffer<float> total(rows * width), out(rows * width);
-  const RmsNormCall plain{x.get(), width, nullptr, weight.get(), 1e-5, rows, width, nullptr, out.get()};
+  const RmsNormCall plain{x.get(), width, nullptr, weight.get(), 1e-5, rows, 1, width, nullptr, out.get(), width};
   quire_rms_norm(&plain);
-  const RmsNormCall both{x.get(), width, residual.get(), weight.get(), 1e-5, rows, width, total.get(), out.get()};
+  const RmsNormCall both{x.get(), width, residual.get(), weight.get(), 1e-5, rows,
+                         1,       width, total.get(),    out.get(),    width};
   quire_rms_norm(&both);
+  const auto heads = random_floats((2 * 4 + 3) * width);  // 3 of 4 heads of three tokens, in place
+  const RmsNormCall in_place{heads.get(), 4 * width, nullptr, weight.get(), 1e-5,     3,
+                             3,           width,     nullptr, heads.get(),  4 * width};
+  quire_rms_norm(&in_place);
   const auto gate_up = random_floats(rows * 2 * width);
   const SiluMulCall silu{gate_up.get(), rows, width, out.get()};
   quire_silu_mul(&silu);
@@ -165,6 +170,32 @@ void run_cache(int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_size)
   }
 }
 
+template <class Call>
+RecordedCall recorded(void (*function)(const Call*), const Call& call) {
+  return {reinterpret_cast<const void*>(function), &call, 0, 0};
+}
+
+template <class Call>
+RecordedCall recorded(int64_t (*function)(const Call*), const Call& call, int64_t good) {
+  return {reinterpret_cast<const void*>(function), &call, 1, good};
+}
+
+void run_replay() {
+  const auto weight = random_floats(16 * 8);
+  const Buffer<float> panels(16 * 8), row(8), product(4);
+  const PackCall pack{weight.get(), 2, 16, 8, panels.get()};
+  Buffer<int64_t> ids(1);
+  const EmbeddingCall embedding{ids.get(), 1, panels.get(), 2, 16, 8, row.get()};
+  const SiluMulCall silu{row.get(), 1, 4, product.get()};
+  const RecordedCall calls[] = {recorded(quire_pack, pack), recorded(quire_embedding, embedding, -1),
+                                recorded(quire_silu_mul, silu)};
+  if (quire_replay(calls, 3) != -1) fail("a replay refused what is there");
+  if (row.data[7] != weight.data[7]) fail("replay");
+  ids.data[0] = 16;
+  if (quire_replay(calls, 3) != 1) fail("a replay went past a refusal");
+  if (quire_replay(calls, 0) != -1) fail("an empty replay");
+}
+
 }  // namespace
 
 int main() {
@@ -187,6 +218,7 @@ int main() {
     }
     for (const int64_t width : {1, 15, 16, 17, 100}) run_rows(5, width);
     run_rows(3, 20000);
+    run_replay();
     run_cache(9, 3, 64, 16);
     run_cache(4, 4, 5, 3);
     run_cache(50, 1, 24, 1);

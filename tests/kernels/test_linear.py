@@ -113,6 +113,15 @@ def test_embedding_returns_the_weight_itself(cpu_backend: Backend, dtype: torch.
     ids = torch.tensor([36, 0, 15, 16, 17, 36])
     packed = cpu_backend.pack_linear(weight)
     assert torch.equal(cpu_backend.embedding(ids, packed), weight[ids].float())
+    out = torch.empty(6, 21)
+    assert cpu_backend.embedding(ids, packed, out) is out
+    assert torch.equal(out, weight[ids].float())
+
+
+def test_embedding_refuses_an_out_of_another_shape(compiled: Backend) -> None:
+    packed = compiled.pack_linear(torch.randn(37, 21))
+    with pytest.raises(KernelInputError, match=r"out must be a contiguous float32 \[2, 21\]"):
+        compiled.embedding(torch.tensor([3, 1]), packed, torch.empty(2, 22))
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)

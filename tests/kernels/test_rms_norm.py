@@ -62,6 +62,19 @@ def test_writes_into_out(cpu_backend: Backend) -> None:
     assert torch.equal(out, cpu_backend.rms_norm(x, weight, 1e-5))
 
 
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_norms_heads_where_they_lie(cpu_backend: Backend, tokens: int) -> None:
+    """As the engine has them: some of the heads of a fused buffer, and nothing else is touched."""
+    fused, weight = torch.randn(tokens, 5, 24), torch.randn(24)
+    before = fused.clone()
+    query = fused[:, 1:4]
+    expected = cpu_backend.rms_norm(query.reshape(-1, 24), weight, 1e-5).view(query.shape)
+    assert torch.equal(cpu_backend.rms_norm(query, weight, 1e-5), expected)
+    assert cpu_backend.rms_norm(query, weight, 1e-5, out=query) is query
+    assert torch.equal(query, expected)
+    assert torch.equal(fused[:, [0, 4]], before[:, [0, 4]])
+
+
 def test_bad_input_is_named(compiled: Backend) -> None:
     x, weight = torch.randn(4, 20), torch.randn(20)
     with pytest.raises(KernelInputError, match=r"weight float32 \[H\]"):
@@ -70,3 +83,7 @@ def test_bad_input_is_named(compiled: Backend) -> None:
         compiled.add_rms_norm(x, x[:3], weight, 1e-5)
     with pytest.raises(KernelInputError, match="out must be"):
         compiled.rms_norm(x, weight, 1e-5, torch.empty(4, 21))
+    with pytest.raises(KernelInputError, match=r"\[T, heads, H\]"):
+        compiled.rms_norm(torch.randn(4, 20, 3).transpose(1, 2), weight, 1e-5)
+    with pytest.raises(KernelInputError, match="residual must be"):
+        compiled.add_rms_norm(x.view(2, 2, 20), x.view(2, 2, 20), weight, 1e-5)

@@ -98,20 +98,22 @@ QUIRE_API int64_t quire_embedding(const EmbeddingCall* call) {
 }
 
 struct RmsNormCall {
-  const float* x;  // [T, H], rows ldx apart
+  const float* x;  // [T, heads, D], tokens ldx apart; heads is 1 for whole hidden states
   int64_t ldx;
-  const float* residual;  // [T, H], or null and then no total
-  const float* weight;    // [H]
+  const float* residual;  // [T, D], or null and then no total
+  const float* weight;    // [D]
   double eps;
-  int64_t num_rows, width;
-  float* total;  // [T, H]
-  float* out;    // [T, H]
+  int64_t num_tokens, num_heads, width;
+  float* total;  // [T, D]
+  float* out;    // [T, heads, D], tokens ldo apart
+  int64_t ldo;
 };
 
 QUIRE_API void quire_rms_norm(const RmsNormCall* call) {
   quire::bump_progress();
-  quire::rms_norm(call->x, call->ldx, call->residual, call->weight, static_cast<float>(call->eps), call->num_rows,
-                  call->width, call->total, call->out);
+  const int64_t heads = call->num_heads;
+  quire::rms_norm({call->x, call->ldx, heads}, call->residual, call->weight, static_cast<float>(call->eps),
+                  call->num_tokens * heads, call->width, call->total, {call->out, call->ldo, heads});
 }
 
 struct RopeCall {
@@ -175,4 +177,26 @@ struct ArgmaxCall {
 QUIRE_API void quire_argmax(const ArgmaxCall* call) {
   quire::bump_progress();
   quire::argmax(call->x, call->ldx, call->num_rows, call->width, call->out);
+}
+
+struct RecordedCall {
+  const void* function;  // one of the above
+  const void* arguments;
+  int64_t is_checked;  // whether it returns something
+  int64_t good;        // and what when all is well
+};
+static_assert(sizeof(RecordedCall) == 4 * 8);
+
+// Makes the calls in their order, up to the first that fails: its number, or -1.
+QUIRE_API int64_t quire_replay(const RecordedCall* calls, int64_t num_calls) {
+  for (int64_t i = 0; i < num_calls; ++i) {
+    const RecordedCall& call = calls[i];
+    if (!call.is_checked) {
+      reinterpret_cast<void (*)(const void*)>(const_cast<void*>(call.function))(call.arguments);
+    } else if (reinterpret_cast<int64_t (*)(const void*)>(const_cast<void*>(call.function))(call.arguments) !=
+               call.good) {
+      return i;
+    }
+  }
+  return -1;
 }

@@ -1,11 +1,11 @@
 """`argmax` in C++."""
 
-import ctypes
 import struct
 
 import torch
 
 from quire_kernels.checks import bad_input
+from quire_kernels.library import Library
 
 # the call's arguments as csrc/variant.cpp lays them out
 _CALL = struct.Struct("5q").pack
@@ -14,8 +14,8 @@ _CALL = struct.Struct("5q").pack
 class CppArgmax:
     """The greedy choice of one compiled variant."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._argmax = library.quire_argmax
+    def __init__(self, library: Library) -> None:
+        self._argmax = library.function("quire_argmax")
 
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
         """See quire_kernels.argmax."""

@@ -1,6 +1,5 @@
 """`linear` in C++: panels packed once, then one call."""
 
-import ctypes
 import struct
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import torch
 
 from quire_kernels.checks import bad_input
 from quire_kernels.errors import KernelInputError
+from quire_kernels.library import Library
 from quire_kernels.ops.linear.gguf import BLOCKS, check_rows
 from quire_kernels.ops.linear.groups import not_finite
 from quire_kernels.ops.linear.packed import (
@@ -88,12 +88,15 @@ _EMBEDDING = struct.Struct("7q").pack
 class CppLinear:
     """pack_linear, linear and embedding of one compiled variant."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._pack = library.quire_pack
-        self._quantize_to = {"int8": library.quire_pack_int8, "int4": library.quire_pack_int4}
-        self._pack_gguf = library.quire_pack_gguf
-        self._linear = library.quire_linear
-        self._embedding = library.quire_embedding
+    def __init__(self, library: Library) -> None:
+        self._pack = library.function("quire_pack")
+        self._quantize_to = {
+            "int8": library.function("quire_pack_int8"),
+            "int4": library.function("quire_pack_int4"),
+        }
+        self._pack_gguf = library.function("quire_pack_gguf")
+        self._linear = library.function("quire_linear")
+        self._embedding = library.function("quire_embedding")
 
     def pack(
         self, weight: torch.Tensor | WeightRows, quantization: Quantization | None = None
@@ -190,15 +193,21 @@ class CppLinear:
         )
         return out
 
-    def embedding(self, ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+    def embedding(
+        self, ids: torch.Tensor, weight: PackedLinear, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See quire_kernels.embedding."""
         if ids.dim() != 1 or ids.dtype is not torch.int64 or not ids.is_contiguous():
             raise bad_input("ids must be a contiguous int64 [T]", ids=ids)
         num_columns, depth = weight.shape
-        out = torch.empty(ids.shape[0], depth, dtype=torch.float32)
+        num_ids = ids.shape[0]
+        if out is None:
+            out = torch.empty(num_ids, depth, dtype=torch.float32)
+        elif out.shape != (num_ids, depth) or not _is_plain(out):
+            raise bad_input(f"out must be a contiguous float32 [{num_ids}, {depth}]", out=out)
         bad = self._embedding(
             _EMBEDDING(
-                *(ids.data_ptr(), ids.shape[0], weight.address, weight.code),
+                *(ids.data_ptr(), num_ids, weight.address, weight.code),
                 *(num_columns, depth, out.data_ptr()),
             )
         )

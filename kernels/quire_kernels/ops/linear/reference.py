@@ -89,10 +89,13 @@ def _rounding(weight: PackedLinear) -> tuple[int, int] | None:
     return int8.ROUNDING if weight.minimums is None else int4.ROUNDING
 
 
-def embedding(ids: torch.Tensor, weight: PackedLinear) -> torch.Tensor:
+def embedding(
+    ids: torch.Tensor, weight: PackedLinear, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Rows `ids` [T] of the weight [N, K]: float32 on a CPU, the weight's dtype elsewhere."""
     rows = _rows(weight, ids)
-    return rows.float() if rows.device.type == "cpu" else rows
+    result = rows.float() if rows.device.type == "cpu" else rows
+    return result if out is None else out.copy_(result)
 
 
 def _rows(weight: PackedLinear, which: torch.Tensor | slice) -> torch.Tensor:

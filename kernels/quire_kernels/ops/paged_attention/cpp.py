@@ -1,12 +1,12 @@
 """`paged_attention` in C++."""
 
-import ctypes
 import struct
 
 import torch
 
 from quire_kernels.checks import bad_input
 from quire_kernels.errors import KernelInputError
+from quire_kernels.library import Library
 
 # AttentionArgs in kernel.h
 _CALL = struct.Struct("16qdq").pack
@@ -22,8 +22,8 @@ _FAULTS = {
 class CppPagedAttention:
     """Attention of one compiled variant."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._attention = library.quire_paged_attention
+    def __init__(self, library: Library) -> None:
+        self._attention = library.function("quire_paged_attention")
 
     def paged_attention(
         self,

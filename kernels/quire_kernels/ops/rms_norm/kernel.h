@@ -28,12 +28,21 @@ inline void rms_norm_row(const float* x, const float* residual, const float* wei
   }
 }
 
-inline void rms_norm(const float* x, int64_t ldx, const float* residual, const float* weight, float eps,
-                     int64_t num_rows, int64_t width, float* total, float* out) {
-  parallel_rows(num_rows, width, [&](int64_t t) {
-    const int64_t at = t * width;
-    rms_norm_row(x + t * ldx, residual == nullptr ? nullptr : residual + at, weight, eps, width,
-                 total == nullptr ? nullptr : total + at, out + at);
+// Rows that lie `group` beside each other, the groups `stride` floats apart.
+template <class Float>
+struct HeadRows {
+  Float* data;
+  int64_t stride, group;
+
+  Float* row(int64_t i, int64_t width) const { return data + i / group * stride + i % group * width; }
+};
+
+inline void rms_norm(HeadRows<const float> x, const float* residual, const float* weight, float eps, int64_t num_rows,
+                     int64_t width, float* total, HeadRows<float> out) {
+  parallel_rows(num_rows, width, [&](int64_t i) {
+    const int64_t at = i * width;
+    rms_norm_row(x.row(i, width), residual == nullptr ? nullptr : residual + at, weight, eps, width,
+                 total == nullptr ? nullptr : total + at, out.row(i, width));
   });
 }
 

@@ -6,7 +6,7 @@ import torch
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x [T, H] / sqrt(mean(x²) + eps) * weight [H]."""
+    """x [..., H] / sqrt(mean(x²) + eps) * weight [H]."""
     wide = x.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     result = (wide * scale * weight.float()).to(x.dtype)

@@ -1,12 +1,12 @@
 """`rope` in C++."""
 
-import ctypes
 import struct
 
 import torch
 
 from quire_kernels.checks import bad_input
 from quire_kernels.errors import KernelInputError
+from quire_kernels.library import Library
 
 # the call's arguments as csrc/variant.cpp lays them out
 _CALL = struct.Struct("11q").pack
@@ -15,8 +15,8 @@ _CALL = struct.Struct("11q").pack
 class CppRope:
     """The rotation of one compiled variant."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._rope = library.quire_rope
+    def __init__(self, library: Library) -> None:
+        self._rope = library.function("quire_rope")
 
     def rope(
         self,

@@ -1,11 +1,11 @@
 """`silu_mul` in C++."""
 
-import ctypes
 import struct
 
 import torch
 
 from quire_kernels.checks import bad_input
+from quire_kernels.library import Library
 
 # the call's arguments as csrc/variant.cpp lays them out
 _CALL = struct.Struct("4q").pack
@@ -14,8 +14,8 @@ _CALL = struct.Struct("4q").pack
 class CppSiluMul:
     """The gated activation of one compiled variant."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._silu_mul = library.quire_silu_mul
+    def __init__(self, library: Library) -> None:
+        self._silu_mul = library.function("quire_silu_mul")
 
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """See quire_kernels.silu_mul."""

@@ -1,12 +1,12 @@
 """`write_kv` in C++."""
 
-import ctypes
 import struct
 
 import torch
 
 from quire_kernels.checks import bad_input
 from quire_kernels.errors import KernelInputError
+from quire_kernels.library import Library
 
 # the call's arguments as csrc/variant.cpp lays them out
 _CALL = struct.Struct("10q").pack
@@ -15,8 +15,8 @@ _CALL = struct.Struct("10q").pack
 class CppWriteKv:
     """The cache write of one compiled variant."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._write_kv = library.quire_write_kv
+    def __init__(self, library: Library) -> None:
+        self._write_kv = library.function("quire_write_kv")
 
     def write_kv(
         self,
