@@ -1,11 +1,11 @@
 """What a step, or loading, holds at most beside weights and KV cache, whatever the batch is. Pure.
 
-On a CPU the large temporaries lie in one workspace, one after another: fused QKV and attention's
-output, or the fused gate-up and its product, for each token of the budget; then the logits of each
-sequence. Beside it two hidden states a token, the residual and the normed one, and those of the
-rows that sample; or, when these are gone, what the sampler takes for a few rows at a time. And a
-few megabytes that no tensor holds. This is true with compiled kernels: the torch reference makes
-temporaries of its own.
+On a CPU the large temporaries lie in one workspace: two hidden states a token, the residual and the
+normed one; behind them, one after another, fused QKV and attention's output, or the fused gate-up
+and its product, for each token of the budget; then the logits of each sequence. Beside it the
+hidden states of the rows that sample; or, when these are gone, what the sampler takes for a few
+rows at a time. And a few megabytes that no tensor holds, recorded decode steps among them. This is
+true with compiled kernels: the torch reference makes temporaries of its own.
 
 On a GPU torch's allocator keeps freed memory for the next step, and what was freed in one size may
 not serve another: there the parts add up, and each half of a layer has an output of its own.
@@ -37,12 +37,12 @@ def activation_bytes(
     whole vocabulary; `lora_values` are an adapter's for each token, beside hidden states."""
     tokens = token_budget(device, engine.max_num_batched_tokens, engine.max_num_seqs)
     rows = engine.max_num_seqs
+    if device == "cpu":
+        beside = rows * 2 * part.hidden_size + tokens * lora_values
+        values = workspace_values(part, tokens, rows) + max(beside, _drawn(vocab_size))
+        return max(values * FLOAT_BYTES + UNTRACKED_BYTES, LOADING_BYTES)
     hidden = (tokens + rows) * 2 * part.hidden_size
     hidden += tokens * max(_normed_heads(part), lora_values)
-    if device == "cpu":
-        workspace = workspace_values(part, tokens, rows)
-        values = workspace + max(hidden, _drawn(vocab_size))
-        return max(values * FLOAT_BYTES + UNTRACKED_BYTES, LOADING_BYTES)
     layer = hidden + tokens * (part.hidden_size + _layer_values(part))
     value_bytes = DTYPE_BYTES[compute_dtype(engine, device)]
     logits = rows * vocab_size * (value_bytes + FLOAT_BYTES)
@@ -51,7 +51,8 @@ def activation_bytes(
 
 def workspace_values(model: ModelConfig, tokens: int, rows: int) -> int:
     """Values that a step of so many tokens and rows of logits needs of a workspace."""
-    return max(tokens * _layer_values(model), rows * model.vocab_size)
+    hidden = tokens * 2 * model.hidden_size
+    return hidden + max(tokens * _layer_values(model), rows * model.vocab_size)
 
 
 def _layer_values(model: ModelConfig) -> int:
@@ -62,7 +63,8 @@ def _layer_values(model: ModelConfig) -> int:
 
 
 def _normed_heads(model: ModelConfig) -> int:
-    """Of a token: query and key, each made contiguous and normed, where a model norms heads."""
+    """Of a token: query and key normed, and what torch makes on the way, where a model norms
+    heads."""
     if not model.qk_norm:
         return 0
     return (model.num_heads + max(model.num_heads, 2 * model.num_kv_heads)) * model.head_dim

@@ -1,6 +1,7 @@
 """Runs a batch: from the scheduler's chunks to the model's tensors, and to logits."""
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -12,6 +13,7 @@ from quire_engine.loader import LoadedModel
 from quire_engine.messages import RequestId, SamplingParams
 from quire_engine.models.decoder import StepInputs, allocate_kv_cache
 from quire_engine.models.lora import Adapter, AdapterRows
+from quire_engine.recorded_steps import RecordedSteps
 from quire_engine.sequence import Sequence
 
 
@@ -29,21 +31,26 @@ class ModelRunner:
         """`workspace` is for `Decoder.forward`, as large as the largest step asks for. `adapters`
         are those that sequences may name."""
         self.vocab_size = model.decoder.config.vocab_size
-        self._decoder = model.decoder
         self._device = model.device
         self._block_size = block_size
-        self._workspace = workspace
         self._adapters = dict(adapters or {})
-        self._caches = allocate_kv_cache(
-            model.decoder.config, num_blocks, block_size, model.activation_dtype, model.device
+        config = model.decoder.config
+        caches = allocate_kv_cache(
+            config, num_blocks, block_size, model.activation_dtype, model.device
         )
+        self._forward = partial(model.decoder.forward, caches=caches, workspace=workspace)
+        self._recorded = None
+        if workspace is not None:
+            max_blocks = min(num_blocks, -(-config.max_model_len // block_size))
+            self._recorded = RecordedSteps(self._forward, max_blocks)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         """Logits [R, vocab] float32: a row for each chunk that samples, in order. They are good
         until the next run."""
         inputs = build_inputs(batch.chunks, self._block_size, self._device, self._adapters)
-        return self._decoder.forward(inputs, self._caches, self._workspace)
+        logits = None if self._recorded is None else self._recorded.run(inputs)
+        return self._forward(inputs) if logits is None else logits
 
     def warm_up(self) -> None:
         """One forward pass, of the model and of each adapter, that writes to block 0, which nobody

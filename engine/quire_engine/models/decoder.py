@@ -64,7 +64,7 @@ class StepInputs:
     query_start_loc: Tensor  # [B + 1] int32
     seq_lens: Tensor  # [B] int32, this step's tokens included
     block_tables: Tensor  # [B, max_blocks] int32
-    logits_rows: Tensor  # [R] int64, the tokens whose logits are wanted
+    logits_rows: Tensor  # [R] int64, rising: the tokens whose logits are wanted
     adapters: tuple[AdapterRows, ...] = ()  # whose rows are not the model's alone
 
 
@@ -85,13 +85,18 @@ class Decoder:
     ) -> Tensor:
         """Logits [R, vocab] float32 of the rows that `inputs` asks for; fills the caches.
 
-        `workspace` [workspace_values(...)] holds the step's large temporaries, one after another,
-        and in the end the logits: they are good until the next step. Both halves of a layer then
-        write over the hidden states that they read. None: fresh memory for each.
+        `workspace` [workspace_values(...)] holds the hidden states, then the step's large
+        temporaries, one after another, and in the end the logits: they are good until the next
+        step. Both halves of a layer then write over the hidden states that they read. None: fresh
+        memory for each. With it and no adapters, a step that samples from each of its tokens leaves
+        all work to `kernels`.
         """
         eps, weights = self.config.rms_norm_eps, self.weights
-        residual = kernels.embedding(inputs.token_ids, weights.embedding)
-        hidden = kernels.rms_norm(residual, weights.layers[0].input_norm, eps)
+        shape = (len(inputs.token_ids), self.config.hidden_size)
+        residual_out, hidden_out = _views(workspace, shape, shape)
+        workspace = None if workspace is None else workspace[2 * math.prod(shape) :]
+        residual = kernels.embedding(inputs.token_ids, weights.embedding, out=residual_out)
+        hidden = kernels.rms_norm(residual, weights.layers[0].input_norm, eps, out=hidden_out)
         next_norms = [layer.input_norm for layer in weights.layers[1:]] + [weights.final_norm]
         for number, (layer, cache, next_norm) in enumerate(
             zip(weights.layers, caches, next_norms, strict=True)
@@ -99,7 +104,8 @@ class Decoder:
             placed = [(a.adapter.layers[number], a.tokens) for a in inputs.adapters]
             hidden = self._attention(layer, cache, hidden, inputs, workspace, placed)
             if layer is weights.layers[-1]:  # from here on only what is asked for
-                hidden, residual = hidden[inputs.logits_rows], residual[inputs.logits_rows]
+                if len(inputs.logits_rows) < len(hidden):
+                    hidden, residual = hidden[inputs.logits_rows], residual[inputs.logits_rows]
                 placed = [(a.adapter.layers[number], a.sampled) for a in inputs.adapters]
                 if not len(hidden):  # chunks that reach no sequence's end
                     return hidden.new_empty((0, self.config.vocab_size), dtype=torch.float32)
@@ -144,8 +150,8 @@ class Decoder:
         heads = qkv.view(num_tokens, num_heads, dim)
         query, key, value = torch.split_with_sizes(heads, self._split, dim=1)
         if layer.query_norm is not None and layer.key_norm is not None:
-            query = _head_norm(query, layer.query_norm, config.rms_norm_eps)
-            key = _head_norm(key, layer.key_norm, config.rms_norm_eps)
+            kernels.rms_norm(query, layer.query_norm, config.rms_norm_eps, out=query)
+            kernels.rms_norm(key, layer.key_norm, config.rms_norm_eps, out=key)
         kernels.rope(query, key, inputs.positions, self.weights.cos_sin)
         kernels.write_kv(key, value, cache.keys, cache.values, inputs.slot_mapping)
         attended = kernels.paged_attention(
@@ -175,11 +181,6 @@ def _views(workspace: Tensor | None, *shapes: tuple[int, ...]) -> tuple[Tensor |
         views.append(workspace[begin:end].view(shape))
         begin = end
     return tuple(views)
-
-
-def _head_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm of each head of [T, heads, D], as a contiguous tensor of that shape."""
-    return kernels.rms_norm(x.reshape(-1, x.shape[2]), weight, eps).view(x.shape)
 
 
 def allocate_kv_cache(
