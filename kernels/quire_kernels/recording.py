@@ -1,7 +1,7 @@
 """Kernel calls that were made once, to be made again by one call: what CUDA graphs are on a GPU.
 
-Checks, views and packed arguments cost 8 to 20 µs a call, and a step makes hundreds of calls whose
-arguments are the same as long as they stand in the same memory.
+Checks, views and packed arguments cost more than many a kernel, and a step makes hundreds of calls
+whose arguments are the same as long as they stand in the same memory.
 """
 
 import ctypes
@@ -57,7 +57,7 @@ def _kept(data: bytes) -> ctypes.Array[ctypes.c_int64]:
 class TorchWork(TorchFunctionMode):
     """Whether torch computed or allocated anything meanwhile: a replay would leave that out.
 
-    A mode below this one (TorchDispatchMode) sees more, and imports 85 MB with its first tensor.
+    A mode below this one (TorchDispatchMode) sees more, and imports tens of megabytes.
     """
 
     def __init__(self) -> None:

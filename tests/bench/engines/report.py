@@ -86,8 +86,8 @@ def _ratios(throughput: dict) -> list[str]:
 def _decode(report: dict) -> list[str]:
     alone = report["throughput"]["1"]
     reading = report["read_bytes_per_second"] / 1e9
-    ours = {name: each for name, each in alone.items() if "decode_rates" in each}
-    int8, bf16 = (ours[name]["decode_rates"] for name in ("quire int8", "quire bf16"))
+    told = {name: each for name, each in alone.items() if "decode_rates" in each}
+    int8, bf16 = (told[name]["decode_rates"] for name in ("quire int8", "quire bf16"))
     times = statistics.median(left / right for left, right in zip(int8, bf16, strict=True))
     lines = [
         f"Of batch 1, from the first answered token on: int8 is {times:.2f} times as fast as bf16 "
@@ -96,11 +96,11 @@ def _decode(report: dict) -> list[str]:
         "| weights | decode, tok/s | weights read, GB/s | prefill of 128, tok/s |",
         "| --- | --- | --- | --- |",
     ]
-    for name, each in ours.items():
-        size = report["contestants"][name]["weight_bytes"]
-        read = statistics.median(each["decode_rates"]) * size / 1e9
+    for name, each in told.items():
+        size = report["contestants"][name].get("weight_bytes")  # a peer does not tell
+        read = f"{statistics.median(each['decode_rates']) * size / 1e9:.1f}" if size else "-"
         prefill = statistics.median(each["prefill_rates"])
-        lines.append(f"| {name} | {spread(each['decode_rates'])} | {read:.1f} | {prefill:.0f} |")
+        lines.append(f"| {name} | {spread(each['decode_rates'])} | {read} | {prefill:.0f} |")
     return lines
 
 
