@@ -166,6 +166,7 @@ class CoreClient:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromCore)
         self._failed: CoreFailed | None = None
+        self._closed_with: ApiError | None = None
         self._became_ready = asyncio.Event()
         self._undelivered: deque[Output] = deque()  # the rest of the last step
         self._next_turn: asyncio.Handle | None = None
@@ -246,8 +247,10 @@ class CoreClient:
 
     def submit(self, requests: Sequence[AddRequest], *, arrived: float) -> Generation:
         """Send the sequences of one HTTP request. QueueFull or Unavailable when they cannot be
-        taken.
+        taken; after `fail_all`, its error.
         """
+        if self._closed_with is not None:
+            raise self._closed_with
         self.require_room(len(requests))
         self.require_room_for_tokens(sum(len(request.prompt_token_ids) for request in requests))
         generation = Generation(self, [request.request_id for request in requests])
@@ -274,7 +277,10 @@ class CoreClient:
         self._send(ResetPrefixCache())
 
     def fail_all(self, error: ApiError) -> int:
-        """End every open sequence with `error`. How many there were."""
+        """End every open sequence with `error`, and whatever is submitted from now on: requests
+        that were accepted may be on their way here. How many were open.
+        """
+        self._closed_with = error
         count = self.num_open
         generations = {id(entry.generation): entry.generation for entry in self._sequences.values()}
         self.drop(list(self._sequences), reason="abort")

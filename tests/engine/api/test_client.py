@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from quire_engine.api.client import OUTPUTS_A_TURN, CoreClient
+from quire_engine.api.errors import GenerationFailed
 from quire_engine.api.metrics import Metrics
 from quire_engine.messages import (
     AddRequest,
@@ -217,6 +218,22 @@ def test_prompt_tokens_wait_until_the_first_token_or_the_end() -> None:
         client._handle(StepOutputs(outputs=(error,), stats=client.stats))
         assert client.num_queued_tokens == 5
     assert client.num_queued_tokens == 0
+
+
+def test_what_comes_to_be_submitted_when_all_has_failed_fails_alike() -> None:
+    """Its body was still being read, or tokenized, when the core died."""
+    sent = list[bytes]()
+    core = SimpleNamespace(requests=SimpleNamespace(send=lambda frame, flags: sent.append(frame)))
+    client = CoreClient(core, Metrics("fake"), max_num_queued_reqs=9)  # type: ignore[arg-type]
+    client.ready = READY
+    error = GenerationFailed("the engine died", code="engine_died")
+    assert client.fail_all(error) == 0
+    late = AddRequest(
+        request_id=RequestId("late"), prompt_token_ids=(1,), sampling=SamplingParams()
+    )
+    with pytest.raises(GenerationFailed, match="the engine died"):
+        client.submit([late], arrived=0.0)
+    assert (sent, client.num_open) == ([], 0)
 
 
 def test_a_burst_into_free_seats_is_no_queue(launch_server: Any) -> None:
