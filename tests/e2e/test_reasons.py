@@ -349,7 +349,8 @@ def test_a_probe_that_does_not_find_the_engine_then_no_end_in_sight(place: Place
         "command": ["python", "-c", "import time; time.sleep(600)"],
     }
     with place.service("unprobed", resources=CPU, podTemplate=engine(readinessProbe=probe)):
-        assert "404" in place.found("unprobed", "NotReady", POD_SECONDS)
+        place.found("unprobed", "NotReady", POD_SECONDS)  # and what the probe got, once it ran
+        kube.wait_until(lambda: "404" in place.ready("unprobed")["message"], FOUND_SECONDS, "404")
         patient = {"progressDeadlineSeconds": 10}
         template = {"spec": {"initContainers": [sleep]}}
         place.apply("unprobed", resources=CPU, podTemplate=template, rollout=patient)
