@@ -17,8 +17,9 @@ from quire_kernels.checks import bad_input
 #   panels-fp16   [ceil(N/16), K, 16] int16, bits of fp16, columns in order
 #   panels-fp32   [ceil(N/16), K, 16] float32, columns in order
 #   panels-int8   [ceil(N/16), bytes of a panel] uint8: for each 64 of K 16 bf16 scales, columns
-#                 interleaved, then [64, 16] int8 values; the last group is as long as K leaves it
-#   panels-int4   likewise, for each 32 of K: scales, minimums, [32, 8] bytes of two values
+#                 interleaved, then [32, 16, 2] int8 values, two of k side by side; the last group
+#                 is as long as K leaves it
+#   panels-int4   likewise, for each 32 of K: scales, minimums, [8, 8, 4] bytes of two columns each
 #   panels-q4 ... the same with GGUF's own scales, see ops/linear/grouped.h
 WeightFormat: TypeAlias = Literal[
     "dense",
