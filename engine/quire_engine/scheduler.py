@@ -4,7 +4,8 @@ There is no prefill phase and no decode phase. Each step has one budget of token
 sequences are served first, by rank, then waiting ones are admitted while budget, seats and blocks
 last, in the order of the line (`waiting_line.py`). A sequence gets as many of its uncomputed tokens
 as the budget allows: one when it decodes, a chunk when its prompt is long. So decodes never wait
-for a prompt, only beside one, and how long they wait there is bounded in time (`step_time.py`).
+for a prompt, only beside one, and how long they wait there is bounded in time (`step_time.py`), but
+for prompts that were there before any of them decoded: a burst runs in whole chunks.
 
 A sequence's rank is its priority and, within it, its place among all that were ever begun. When the
 blocks run out, the running sequence of the last rank gives all of its own back and waits to be
@@ -43,22 +44,35 @@ class Counters:
 
 @dataclass(slots=True)
 class _Budget:
-    """What is left of a step: tokens in all, and time for prompts."""
+    """What is left of a step: tokens in all, those of them that prompts may take, and time for
+    prompts, which counts for those only that arrived after the first `num_unheld` requests."""
 
     tokens: int
+    prompt_tokens: int
     prefill: PrefillAllowance
+    num_unheld: int
 
     def limit(self, sequence: Sequence) -> int:
         """Tokens that `sequence` may take."""
         if sequence.is_decoding:
             return self.tokens
-        return self.prefill.tokens(sequence.num_computed_tokens, self.tokens)
+        if sequence.arrival <= self.num_unheld:
+            return self.prompt_tokens
+        return self.prefill.tokens(sequence.num_computed_tokens, self.prompt_tokens)
+
+    def may_begin(self, sequence: Sequence) -> bool:
+        """Whether `sequence`, which waits, may take anything."""
+        is_held = sequence.arrival > self.num_unheld
+        return self.prompt_tokens > 0 and not (is_held and self.prefill.is_spent)
 
     def take(self, sequence: Sequence, num_tokens: int) -> None:
         """Count `num_tokens` of `sequence`."""
         self.tokens -= num_tokens
         if not sequence.is_decoding:
+            self.prompt_tokens -= num_tokens
             self.prefill.take(num_tokens, sequence.num_computed_tokens)
+        # Decodes that come back from a preemption, all but one token cached, had nothing kept.
+        self.prompt_tokens = min(self.prompt_tokens, self.tokens)
 
 
 class Scheduler:
@@ -114,15 +128,12 @@ class Scheduler:
             if chunk is not None:
                 chunks.append(chunk)
             index += 1
-        while (
-            budget.tokens
-            and not budget.prefill.is_spent
-            and self.waiting
-            and self.counters.num_preemptions == num_preemptions
-        ):
+        while self.waiting and self.counters.num_preemptions == num_preemptions:
             sequence = self.waiting.first()
             is_new = not sequence.admission
-            if len(self.running) == self._max_num_seqs or not self._admit(sequence):
+            if not budget.may_begin(sequence) or len(self.running) == self._max_num_seqs:
+                break
+            if not self._admit(sequence):
                 break
             if is_new:
                 queue_seconds.append(now - sequence.arrival_time)
@@ -163,8 +174,15 @@ class Scheduler:
         self.blocks.check_integrity((*self.running, *self.waiting))
 
     def _budget(self) -> _Budget:
-        decodes = [s.num_computed_tokens for s in self.running if s.is_decoding]
-        return _Budget(self._token_budget, self._step_time.allowance(decodes))
+        decodes = [sequence for sequence in self.running if sequence.is_decoding]
+        for sequence in decodes:
+            sequence.first_decode = sequence.first_decode or self._num_arrived
+        return _Budget(
+            self._token_budget,
+            self._token_budget - len(decodes),
+            self._step_time.allowance([sequence.num_computed_tokens for sequence in decodes]),
+            min((sequence.first_decode for sequence in decodes), default=self._num_arrived),
+        )
 
     def _next_chunk(self, sequence: Sequence, budget: _Budget) -> Chunk | None:
         """Room for `sequence`'s next tokens, taken from later ranks if need be. None where it may

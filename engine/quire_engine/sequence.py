@@ -29,6 +29,7 @@ class Sequence:
     priority: int = 0  # the lower, the earlier
     user: str = ""  # who shares fairly with other users
     arrival: int = 0  # its place among all that were ever queued, from 1
+    first_decode: int = 0  # how many had been queued when it first decoded; 0: it has not yet
     admission: int = 0  # its place among all that were ever begun, from 1; 0: not begun yet
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # of its full blocks, as far as known

@@ -168,6 +168,69 @@ def test_decodes_that_grew_old_cost_more_and_prompts_are_not_blamed_for_it():
     assert READ * 2000 + tokens * (PROMPT + PRODUCT * 2000) == pytest.approx(alone, rel=0.15)
 
 
+def scheduler_of(step_time):
+    return Scheduler(
+        BlockManager(1000, 16, enable_prefix_caching=False),
+        max_num_seqs=16,
+        token_budget=MOST,
+        max_model_len=8192,
+        step_time=step_time,
+    )
+
+
+def run_step(scheduler):
+    """The tokens that each sequence got, by name."""
+    batch = scheduler.schedule(0.0)
+    got = {str(chunk.sequence.request_id): chunk.num_tokens for chunk in batch.chunks}
+    scheduler.finish_step(batch, [9] * len(batch.sampling), law(batch))
+    return got
+
+
+def burst_steps(step_time):
+    """How many steps 16 prompts of 200 tokens take that come at once."""
+    scheduler = scheduler_of(step_time)
+    for number in range(16):
+        scheduler.add(sequence_of(f"b{number}", 200, max_tokens=20))
+    steps = 0
+    while scheduler.waiting or scheduler.running:
+        run_step(scheduler)
+        steps += 1
+    return steps
+
+
+def test_prompts_that_came_at_once_wait_for_none_of_each_others_answers():
+    assert burst_steps(taught(StepTime(1.75))) == burst_steps(StepTime(0.0))
+
+
+def test_a_prompt_that_came_while_one_that_decodes_was_in_its_first_step_is_not_held_back():
+    """As over HTTP: the first request runs at once, the others of a burst are read behind it."""
+    scheduler = scheduler_of(taught(StepTime(1.75)))
+    scheduler.add(sequence_of("first", 100))
+    assert run_step(scheduler) == {"first": 100}
+    scheduler.add(sequence_of("with it", 5000))
+    assert run_step(scheduler) == {"first": 1, "with it": MOST - 1}
+    scheduler.add(sequence_of("later", 5000))
+    assert run_step(scheduler) == {"first": 1, "with it": MOST - 1}
+    scheduler.abort(["with it"])
+    assert 0 < run_step(scheduler)["later"] < MOST / 4
+
+
+def test_one_that_decodes_gets_its_token_beside_an_older_prompt_that_may_take_all():
+    """`prompt` is held back for `stream`, so `late` overtakes it; then nothing holds it back."""
+    scheduler = scheduler_of(taught(StepTime(1.75)))
+    scheduler.add(sequence_of("stream", 20))
+    run_step(scheduler)
+    run_step(scheduler)
+    scheduler.add(sequence_of("prompt", 6000))
+    run_step(scheduler)
+    scheduler.add(sequence_of("late", 1))
+    while "late" not in run_step(scheduler):
+        pass
+    run_step(scheduler)
+    scheduler.abort(["stream"])
+    assert run_step(scheduler) == {"prompt": MOST - 1, "late": 1}
+
+
 @pytest.mark.parametrize("num_waiting", [1, 2])
 def test_what_a_new_prompt_finds_cached_is_counted_before_its_first_chunk(num_waiting):
     """3,200 tokens found: to read their keys alone takes a fifth of the step."""
@@ -206,13 +269,7 @@ def test_what_a_new_prompt_finds_cached_is_counted_before_its_first_chunk(num_wa
 def test_decodes_beside_a_long_prompt_keep_their_pace(num_decodes):
     """From a start that knows nothing: prompts, decodes, then 4,000 tokens beside them."""
     generator = random.Random(1)
-    scheduler = Scheduler(
-        BlockManager(1000, 16, enable_prefix_caching=False),
-        max_num_seqs=16,
-        token_budget=MOST,
-        max_model_len=8192,
-        step_time=StepTime(1.75),
-    )
+    scheduler = scheduler_of(StepTime(1.75))
 
     def step():
         batch = scheduler.schedule(0.0)
