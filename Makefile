@@ -107,6 +107,10 @@ bench: venv model ## measure: writes tests/bench/results
 	$(PY) tests/bench/bench_kernels.py
 	$(PY) tests/bench/bench_chunks.py
 	$(PY) tests/bench/bench_startup.py
+	$(MAKE) bench-servers
+
+bench-servers: venv model ## measure the HTTP servers at rising request rates
+	$(PY) tests/bench/bench_servers.py
 
 bench-serving: venv model ## measure what the API process costs and what paging gives
 	$(PY) tests/bench/bench_api.py
@@ -122,7 +126,7 @@ bench-scaling: images ## measure a round of the scaling loop over 1,000 simulate
 	$(CLUSTER) tool kwok >/dev/null
 	$(CLUSTER) exec -- $(PY) tests/bench/bench_scaling.py
 
-.PHONY: help venv lock lint format proto unit model e2e test cluster-up cluster-down cluster-status images addons shell demo bench bench-serving soak bench-service bench-scaling
+.PHONY: help venv lock lint format proto unit model e2e test cluster-up cluster-down cluster-status images addons shell demo bench bench-servers bench-serving soak bench-service bench-scaling
 
 simulate: venv ## replay the scenarios of operator/docs through the scaler and draw them anew
 	for scenario in operator/docs/scenarios/*.yaml; do \

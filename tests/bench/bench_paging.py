@@ -4,9 +4,9 @@
 
 Saturation: the real scheduler and block manager with tokens out of a hat, for which sequence gets
 which block does not depend on them. More requests wait than ever fit; lengths are lognormal about
-the means that arXiv 2309.06180 gives for ShareGPT (161 in, 338 out), drawn from the seed, cut to
-the context. Held against what contiguous reservation gives in the same memory: a session for every
-`context` slots. Warm-up and the end, when fewer wait, are left out.
+ShareGPT's means (lengths.py), drawn from the seed, cut to the context. Held against what contiguous
+reservation gives in the same memory: a session for every `context` slots. Warm-up and the end, when
+fewer wait, are left out.
 
 Shared prompt: two engines over the real model in one process, one without the prefix cache, in
 turns; each request is the same system prompt and a question of its own. Time to first token is from
@@ -16,7 +16,6 @@ left out of the times and counts in the hit rate.
 
 import argparse
 import json
-import math
 import os
 import random
 import statistics
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
+from lengths import CONTEXT, MEAN_ANSWER, MEAN_PROMPT, length
 from matplotlib import pyplot
 from processor import processor
 
@@ -40,9 +40,8 @@ from quire_engine.start import start_engine
 
 MODEL = Path("~/.cache/quire/models/SmolLM2-135M-Instruct").expanduser()
 RESULTS = Path(__file__).parent / "results"
-CONTEXT, BLOCK_SIZE, NUM_BLOCKS = 2048, 16, 2048
+BLOCK_SIZE, NUM_BLOCKS = 16, 2048
 NUM_REQUESTS, MAX_NUM_SEQS, TOKEN_BUDGET = 1500, 256, 512
-MEAN_PROMPT, MEAN_ANSWER, SIGMA = 161, 338, 1.0
 SYSTEM_PROMPT, QUESTION, ANSWER = 512, 32, 4
 
 
@@ -57,12 +56,6 @@ class Step:
     @property
     def filled(self) -> float:
         return self.num_tokens / self.num_slots
-
-
-def length(chance: random.Random, mean: float) -> int:
-    """Lognormal of that mean."""
-    drawn = chance.lognormvariate(math.log(mean) - SIGMA**2 / 2, SIGMA)
-    return max(1, min(CONTEXT // 2 - 1, round(drawn)))
 
 
 def saturate(seed: int) -> list[Step]:

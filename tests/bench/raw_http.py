@@ -1,12 +1,16 @@
 """HTTP/1.1 by hand, for clients that must cost little or leave at a certain byte."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 
 def post(path: str, body: bytes, *, close: bool = False) -> bytes:
     """A whole request."""
-    head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+    )
     return head.encode() + (b"Connection: close\r\n\r\n" if close else b"\r\n") + body
 
 
@@ -50,6 +54,15 @@ class Connection:
         if b"transfer-encoding: chunked" not in head.lower():
             return Answer(status, body, is_whole=bool(head))
         return Answer(status, b"".join(parts := _chunks(body)), is_whole=parts[-1:] == [b""])
+
+    async def read_head(self) -> int:
+        """The status; what follows is the body."""
+        return int((await self.reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1])
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Those of a body as they come, to its last."""
+        while size := int(await self.reader.readuntil(b"\r\n"), 16):
+            yield (await self.reader.readexactly(size + 2))[:-2]
 
     def leave(self) -> None:
         """Close at once, whatever is on its way."""

@@ -25,11 +25,11 @@ class Environment:
         return PEERS / self.name / "bin" / "python"
 
 
-TRANSFORMERS = Environment("transformers", ("transformers==5.23.0", "torch==2.15.0"))
+TRANSFORMERS = Environment("transformers", ("transformers[serving]==5.23.0", "torch==2.15.0"))
 # PyPI has no wheels of it: it is compiled for this processor, which takes a quarter of an hour.
 LLAMA_CPP = Environment(
     "llama-cpp",
-    ("llama-cpp-python==0.3.36",),
+    ("llama-cpp-python[server]==0.3.36",),
     cmake_args="-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF",
 )
 # It pins torch's +cpu build, which PyPI has not; the same version with CUDA runs on a CPU as well.
