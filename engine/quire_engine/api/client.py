@@ -84,6 +84,7 @@ class Generation:
 
     def __exit__(self, *_: object) -> None:
         self.abort(self._open)
+        self._failure = None  # raised, it holds the frames that hold this: a cycle
 
     @property
     def is_open(self) -> bool:

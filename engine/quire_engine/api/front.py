@@ -43,14 +43,18 @@ class Front:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
+        state = scope.setdefault("state", {})
+        state[DIRECT_SEND] = send
         try:
             self._check_key(scope)
-            scope.setdefault("state", {})[DIRECT_SEND] = send
             with self._drain.request():
                 await self._turnstile.enter()
                 await self._app(scope, receive, send)
         except ApiError as error:  # ours alone: the routes turn theirs into answers themselves
             await error.response()(scope, receive, send)
+        finally:
+            # What sends holds the scope: together they would lie around until garbage is collected.
+            del state[DIRECT_SEND]
 
     def _check_key(self, scope: Scope) -> None:
         if not self._api_keys:

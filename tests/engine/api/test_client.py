@@ -1,10 +1,13 @@
 """The core's death, its garbage, its queue: every accepted request gets an answer."""
 
 import asyncio
+import contextlib
+import gc
 import json
 import os
 import signal
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +18,7 @@ import pytest
 import zmq
 
 from quire_engine.api.client import OUTPUTS_A_TURN, CoreClient
-from quire_engine.api.errors import GenerationFailed
+from quire_engine.api.errors import ClientGone, GenerationFailed
 from quire_engine.api.metrics import Metrics
 from quire_engine.messages import (
     AddRequest,
@@ -234,6 +237,28 @@ def test_what_comes_to_be_submitted_when_all_has_failed_fails_alike() -> None:
     with pytest.raises(GenerationFailed, match="the engine died"):
         client.submit([late], arrived=0.0)
     assert (sent, client.num_open) == ([], 0)
+
+
+async def test_what_a_client_left_behind_is_gone_without_the_garbage_collector() -> None:
+    core = SimpleNamespace(requests=SimpleNamespace(send=lambda frame, flags: None))
+    client = CoreClient(core, Metrics("fake"), max_num_queued_reqs=9)  # type: ignore[arg-type]
+    client.ready = READY
+    request = AddRequest(
+        request_id=RequestId("left"), prompt_token_ids=(1,), sampling=SamplingParams()
+    )
+
+    async def answer() -> Any:
+        with client.submit([request], arrived=0.0) as generation:
+            generation.leave()
+            with contextlib.suppress(ClientGone):
+                await generation.next()
+            return weakref.ref(generation)
+
+    gc.disable()
+    try:
+        assert (await answer())() is None
+    finally:
+        gc.enable()
 
 
 def test_a_burst_into_free_seats_is_no_queue(launch_server: Any) -> None:

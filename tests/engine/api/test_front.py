@@ -1,10 +1,16 @@
 """Keys, and bodies and heads that are too long."""
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from quire_engine.api.drain import Drain
+from quire_engine.api.front import Front
 
 KEYS = ("first-key", "second-key")
 BODY = {"prompt": "hello", "max_tokens": 1}
@@ -95,3 +101,36 @@ async def test_a_client_that_leaves_inside_its_body_leaves_nothing_behind(server
     writer.transport.abort()
     assert server.get("/health").status_code == 200
     assert "Traceback" not in server.stderr.read_text()
+
+
+class HttpCycle:
+    """Scope, receive and send of one request hang together as uvicorn's do."""
+
+    def __init__(self, *headers: tuple[bytes, bytes]) -> None:
+        self.scope: Scope = {
+            "type": "http", "path": "/v1/models", "headers": headers, "state": {}
+        }  # fmt: skip
+
+    async def receive(self) -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None: ...
+
+
+async def answer_nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200})
+
+
+@pytest.mark.parametrize("header", [(b"authorization", b"Bearer first-key"), (b"x", b"y")])
+async def test_an_answered_request_is_gone_without_the_garbage_collector(header: Any) -> None:
+    """A connection of each that lay around until a collection made the process grow."""
+    front = Front(answer_nothing, Drain(timeout=1), KEYS)
+    gc.disable()
+    try:
+        cycle = HttpCycle(header)
+        gone = weakref.ref(cycle)
+        await front(cycle.scope, cycle.receive, cycle.send)
+        del cycle
+        assert gone() is None
+    finally:
+        gc.enable()
