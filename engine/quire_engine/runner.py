@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quire_engine.batch import Batch, Chunk
+from quire_engine.lazy_memory import PagesAhead
 from quire_engine.loader import LoadedModel
 from quire_engine.messages import RequestId, SamplingParams
 from quire_engine.models.decoder import StepInputs, allocate_kv_cache
@@ -38,6 +39,9 @@ class ModelRunner:
         caches = allocate_kv_cache(
             config, num_blocks, block_size, model.activation_dtype, model.device
         )
+        self._pages_ahead = None
+        if model.device.type == "cpu":
+            self._pages_ahead = PagesAhead([part for c in caches for part in (c.keys, c.values)])
         self._forward = partial(model.decoder.forward, caches=caches, workspace=workspace)
         self._recorded = None
         if workspace is not None:
@@ -48,6 +52,8 @@ class ModelRunner:
     def run(self, batch: Batch) -> Tensor:
         """Logits [R, vocab] float32: a row for each chunk that samples, in order. They are good
         until the next run."""
+        if self._pages_ahead is not None:
+            self._pages_ahead.used(max(chunk.sequence.block_table[-1] for chunk in batch.chunks))
         inputs = build_inputs(batch.chunks, self._block_size, self._device, self._adapters)
         logits = None if self._recorded is None else self._recorded.run(inputs)
         return self._forward(inputs) if logits is None else logits

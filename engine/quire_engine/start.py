@@ -21,12 +21,12 @@ from quire_engine.errors import AdapterUnusable, DoesNotFit, ModelError, NoDevic
 from quire_engine.fetch.headers import read_local, read_local_adapter
 from quire_engine.fetch.manifest import comes_with
 from quire_engine.fetch.verification import Verification, start_verification
+from quire_engine.lazy_memory import lazy_zeros
 from quire_engine.loader import LoadedModel, load_model, matrix_dtype
 from quire_engine.machine import engine_memory_bytes, num_cpus
 from quire_engine.memory_plan import MemoryPlan, make_plan, plan_rows
 from quire_engine.messages import CoreReady
 from quire_engine.models.config import ModelConfig
-from quire_engine.models.decoder import lazy_zeros
 from quire_engine.models.lora import Adapter
 from quire_engine.runner import ModelRunner
 from quire_engine.scheduler import Scheduler

@@ -15,9 +15,10 @@ from quire_engine.activations import workspace_values
 from quire_engine.block_manager import BlockManager
 from quire_engine.config import EngineConfig
 from quire_engine.engine import Engine
+from quire_engine.lazy_memory import lazy_zeros
 from quire_engine.loader import load_model
 from quire_engine.messages import AddRequest, RequestId, SamplingParams
-from quire_engine.models.decoder import LayerWeights, lazy_zeros
+from quire_engine.models.decoder import LayerWeights
 from quire_engine.runner import ModelRunner
 from quire_engine.scheduler import Scheduler
 

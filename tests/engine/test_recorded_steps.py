@@ -10,9 +10,9 @@ from quire_engine.batch import Batch, Chunk
 from quire_engine.block_manager import BlockManager
 from quire_engine.config import EngineConfig
 from quire_engine.engine import Engine
+from quire_engine.lazy_memory import lazy_zeros
 from quire_engine.loader import load_model
 from quire_engine.messages import AddRequest, RequestId, SamplingParams
-from quire_engine.models.decoder import lazy_zeros
 from quire_engine.recorded_steps import MAX_SEQS, RecordedSteps
 from quire_engine.runner import ModelRunner, build_inputs
 from quire_engine.scheduler import Scheduler

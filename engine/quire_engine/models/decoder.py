@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import quire_kernels as kernels
+from quire_engine.lazy_memory import lazy_zeros
 from quire_engine.models.config import ModelConfig
 from quire_engine.models.lora import AdapterRows, LayerAdapter, add_lora
 
@@ -186,20 +186,11 @@ def _views(workspace: Tensor | None, *shapes: tuple[int, ...]) -> tuple[Tensor |
 def allocate_kv_cache(
     config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[KVCache, ...]:
-    """Zeroed caches for all layers. On a CPU a page becomes real only when it is written."""
-    shape = (num_blocks, block_size, config.num_kv_heads, config.head_dim)
-
-    def cache() -> Tensor:
-        if device.type == "cpu" and dtype == torch.float32:
-            return lazy_zeros(shape)
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    return tuple(KVCache(cache(), cache()) for _ in range(config.num_layers))
-
-
-def lazy_zeros(shape: tuple[int, ...]) -> Tensor:
-    """float32 zeros on the CPU that take memory where they are written, and no sooner.
-
-    numpy's are calloc's; torch's are written: 5 s for 4 GiB, and all of it resident.
-    """
-    return torch.from_numpy(np.zeros(shape, np.float32))
+    """Zeroed caches for all layers, one behind the other. On a CPU a page becomes real only when it
+    is written."""
+    shape = (config.num_layers, 2, num_blocks, block_size, config.num_kv_heads, config.head_dim)
+    if device.type == "cpu" and dtype == torch.float32:
+        caches = lazy_zeros(shape)
+    else:
+        caches = torch.zeros(shape, dtype=dtype, device=device)
+    return tuple(KVCache(keys, values) for keys, values in caches)
