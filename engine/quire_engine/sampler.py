@@ -56,8 +56,8 @@ def _sample_row(row: Tensor, sequence: Sequence) -> SampledToken:
 
 def _sample_rows(logits: Tensor, sequences: Items[Sequence]) -> list[SampledToken]:
     masked = _mask_early_stops(logits, sequences)
-    is_number = logits.amax(dim=1).isfinite().tolist()  # NaN anywhere in a row is its largest
-    token_ids = kernels.argmax(logits)
+    token_ids = kernels.argmax(logits)  # -1 where a row's logits are not numbers
+    is_number = (token_ids >= 0).tolist()
     drawn = [
         row for row, sequence in enumerate(sequences)
         if sequence.sampling.temperature >= GREEDY_BELOW and is_number[row]

@@ -176,7 +176,8 @@ def paged_attention(
 
 
 def argmax(x: torch.Tensor) -> torch.Tensor:
-    """Index [T] int64 of each row's largest value of x [T, N]: the lowest of equals, NaN never."""
+    """Index [T] int64 of each row's largest value of x [T, N], the lowest of equals; -1 where a
+    value is NaN or the largest one infinite."""
     return _serving(x).argmax(x)
 
 

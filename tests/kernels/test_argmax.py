@@ -17,15 +17,28 @@ def test_finds_the_largest(cpu_backend: Backend, width: int) -> None:
 def test_lowest_index_wins_a_tie(cpu_backend: Backend) -> None:
     x = torch.zeros(3, 40)
     x[1, [7, 8, 30]] = 1.0
-    x[2] = float("-inf")
-    assert cpu_backend.argmax(x).tolist() == [0, 7, 0]
+    x[2, :39] = float("-inf")
+    assert cpu_backend.argmax(x).tolist() == [0, 7, 39]
 
 
-def test_nan_never_wins(cpu_backend: Backend) -> None:
-    x = torch.ones(3, 40)
-    x[0, 33] = x[1, 2] = x[2, :] = float("nan")
-    x[0, 32] = x[1, 3] = 5.0
-    assert cpu_backend.argmax(x).tolist() == [32, 3, 0]
+@pytest.mark.parametrize("place", [0, 2, 33, 39])
+def test_a_row_without_a_finite_maximum_has_none(cpu_backend: Backend, place: int) -> None:
+    x = torch.ones(6, 40)
+    x[0, place] = x[1, :] = float("nan")
+    x[2, place] = float("inf")
+    x[3] = float("-inf")
+    x[4, place] = float("nan")
+    x[4, 5] = float("-inf")
+    x[5] = float("-inf")
+    x[5, place] = -3.0
+    assert cpu_backend.argmax(x).tolist() == [-1, -1, -1, -1, -1, place]
+
+
+def test_the_largest_floats_are_numbers(cpu_backend: Backend) -> None:
+    x = torch.full((2, 49152), torch.finfo(torch.float32).max)
+    x[1] = -x[1]
+    x[1, 7:9] = 0.0
+    assert cpu_backend.argmax(x).tolist() == [0, 7]
 
 
 @pytest.mark.skipif(not available_isas(), reason="no compiled variant")
