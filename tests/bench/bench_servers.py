@@ -1,7 +1,7 @@
 """The HTTP servers at rising request rates, over a committed table of lengths.
 
-    python tests/bench/bench_servers.py [--servers NAMES] [--rates 0.125,0.25,0.5,1] [--add]
-        [--seconds 40] [--drain 25] [--seed 0] [--table FILE.csv] [--out FILE.json]
+    python tests/bench/bench_servers.py [--servers NAMES] [--rates 0.25,0.5,1,2] [--add]
+        [--seconds 30] [--drain 15] [--seed 0] [--table FILE.csv] [--out FILE.json]
 
 For each server and rate: Poisson arrivals for --seconds, then --drain more for what is still open;
 what is not answered by then counts as not answered. Arrivals, lengths (lengths.csv, in its order)
@@ -12,7 +12,7 @@ runs at a time, as a process of its own (engines/servers.py); the client is one 
 cores, whose share of them is told (open_loop.py).
 
 --add keeps what the file has and adds to it: a long measurement in pieces, such as
-`--servers 'quire bf16' --rates 0.5,1 --add`.
+`--servers 'quire bf16' --rates 1,2 --add`.
 """
 
 import argparse
@@ -116,10 +116,10 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = ",".join(kind.name for kind in SERVERS)
     parser.add_argument("--servers", type=_servers, default=names, help=f"some of {names}")
     parser.add_argument(
-        "--rates", type=_rates, default="0.125,0.25,0.5,1", help="requests a second"
+        "--rates", type=_rates, default="0.25,0.5,1,2", help="requests a second"
     )
-    parser.add_argument("--seconds", type=float, default=40.0, help="of arrivals at each rate")
-    parser.add_argument("--drain", type=float, default=25.0, help="seconds more for answers")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of arrivals at each rate")
+    parser.add_argument("--drain", type=float, default=15.0, help="seconds more for answers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", type=_table, default=str(TABLE))
     parser.add_argument("--add", action="store_true", help="add to what the file has")

@@ -58,7 +58,7 @@ def test_a_bad_table_is_refused_with_its_line(tmp_path: Path, text: str, told: s
         (["--seconds", "0"], "--seconds must be > 0"),
         (["--seconds", "nan"], "--seconds must be > 0"),
         (["--drain", "-1"], "--drain >= 0"),
-        (["--rates", "0.001"], "nobody arrives in 40 s at 0.001/s"),
+        (["--rates", "0.001"], "nobody arrives in 30 s at 0.001/s"),
         (["--table", "nowhere.csv"], "the table must be a file"),
     ],
 )
