@@ -89,15 +89,22 @@ def draw(report: dict, path: Path) -> None:
             list(map(float, rates)), [float("nan") if s is None else s for s in first], **style
         )
         none = [float(rate) for rate, value in zip(rates, first, strict=True) if value is None]
-        left.plot(none, [1.0] * len(none), "^", color=f"C{number}", clip_on=False,
-                  transform=left.get_xaxis_transform())  # fmt: skip
+        edge = left.get_xaxis_transform()
+        [missing] = left.plot(
+            none, [0.98] * len(none), "^", color=f"C{number}", transform=edge, clip_on=False
+        )
+        missing.set_in_layout(False)
         output = [each["output_tokens_per_second"] for each in told]
         right.plot(list(map(float, rates)), output, **style)
+    every = (rate for server in report["servers"].values() for rate in server["rates"])
+    ticks = sorted({float(rate) for rate in every})
     left.set_yscale("log")
     left.set_ylabel("time to first token, median, s")
     right.set_ylabel("output tokens a second")
     right.set_ylim(bottom=0)
     for axes in (left, right):
         axes.set_xlabel("requests a second")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     right.legend(fontsize=8)
     figure.savefig(path, dpi=110, metadata={"Software": None})
