@@ -115,9 +115,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     names = ",".join(kind.name for kind in SERVERS)
     parser.add_argument("--servers", type=_servers, default=names, help=f"some of {names}")
-    parser.add_argument(
-        "--rates", type=_rates, default="0.25,0.5,1,2", help="requests a second"
-    )
+    parser.add_argument("--rates", type=_rates, default="0.25,0.5,1,2", help="requests a second")
     parser.add_argument("--seconds", type=float, default=30.0, help="of arrivals at each rate")
     parser.add_argument("--drain", type=float, default=15.0, help="seconds more for answers")
     parser.add_argument("--seed", type=int, default=0)
