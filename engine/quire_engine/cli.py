@@ -91,7 +91,7 @@ def serve(
     max_num_seqs: Annotated[int, typer.Option(help="Sequences in one step.")] = 128,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens in one step.")] = None,
     max_decode_slowdown: Annotated[
-        float, typer.Option(help="Longest step beside a prompt, in steps without; 0: any.")
+        float, typer.Option(help="Longest step beside one prompt, in steps without; 0: any.")
     ] = 1.75,
     gpu_memory_utilization: Annotated[float, typer.Option(help="Share of a GPU, 0 to 1.")] = 0.9,
     kv_cache_memory_bytes: Annotated[int | None, typer.Option(help="Bytes of KV cache.")] = None,

@@ -177,10 +177,14 @@ class Scheduler:
         decodes = [sequence for sequence in self.running if sequence.is_decoding]
         for sequence in decodes:
             sequence.first_decode = sequence.first_decode or self._num_arrived
+        num_free_seats = self._max_num_seqs - len(self.running)
         return _Budget(
             self._token_budget,
             self._token_budget - len(decodes),
-            self._step_time.allowance([sequence.num_computed_tokens for sequence in decodes]),
+            self._step_time.allowance(
+                [sequence.num_computed_tokens for sequence in decodes],
+                len(self.running) - len(decodes) + min(len(self.waiting), num_free_seats),
+            ),
             min((sequence.first_decode for sequence in decodes), default=self._num_arrived),
         )
 

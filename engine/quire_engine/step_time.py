@@ -56,7 +56,7 @@ class StepTime:
     """The model of one engine's steps. `max_slowdown` 0: prompts are never held back."""
 
     def __init__(self, max_slowdown: float = 0.0) -> None:
-        """A step with decodes may take `max_slowdown` times as long as without prompt tokens."""
+        """Beside one prompt a step with decodes may take `max_slowdown` times as long as alone."""
         self._max_slowdown = max_slowdown
         self._costs = [0.0] * 5
         self._products = [[0.0] * 5 for _ in range(5)]  # x xT, decayed
@@ -83,11 +83,13 @@ class StepTime:
         row = _row(len(decodes), [*((1, context) for context in decodes), *prefill])
         return sum(cost * value for cost, value in zip(self._costs, row, strict=True))
 
-    def allowance(self, decodes: Items[int]) -> PrefillAllowance:
-        """What prompts may take of a step with `decodes`, as for `seconds`."""
+    def allowance(self, decodes: Items[int], num_prompts: int = 1) -> PrefillAllowance:
+        """What `num_prompts` that are there may take of a step with `decodes`, as for `seconds`:
+        each as much as one alone, so that none waits the longer for the others."""
         if not (self._max_slowdown and decodes):
             return PrefillAllowance(math.inf, self)
-        return PrefillAllowance((self._max_slowdown - 1) * self.seconds(decodes), self)
+        share = (self._max_slowdown - 1) * num_prompts
+        return PrefillAllowance(share * self.seconds(decodes), self)
 
     def fitting(self, seconds: float, context: int, most: int) -> int:
         """Tokens, `context` after their prompt's begin, that take `seconds`; at most `most`."""

@@ -137,6 +137,34 @@ def test_chunks_of_several_prompts_share_what_the_slowdown_allows():
     assert allowance.tokens(0, MOST) == 0
 
 
+def test_each_prompt_that_is_there_brings_as_much_time_as_one_alone():
+    model = taught(StepTime(1.5), noise=0.0)
+    one, three = (model.allowance(contexts(8), count).tokens(0, MOST) for count in (1, 3))
+    assert three == pytest.approx(3 * one, rel=0.1)
+
+
+def test_a_backlog_of_prompts_comes_on_as_fast_as_one():
+    """Six prompts behind eight decodes: steps to the last one's first token against one's."""
+
+    def steps(num_prompts):
+        scheduler = scheduler_of(taught(StepTime(1.75), noise=0.0))
+        for number in range(8):
+            scheduler.add(sequence_of(f"d{number}", 50))
+        for _ in range(3):
+            run_step(scheduler)
+        prompts = [sequence_of(f"p{number}", 160) for number in range(num_prompts)]
+        for prompt in prompts:
+            scheduler.add(prompt)
+        count = 0
+        while not prompts[-1].num_generated_tokens:
+            run_step(scheduler)
+            count += 1
+        return count
+
+    assert steps(1) > 3
+    assert steps(6) <= 2 * steps(1)
+
+
 def test_a_prompt_comes_on_whatever_it_costs():
     model = StepTime(1.01)
     model.observe(batch_of(0, 512), 1000.0)
@@ -261,7 +289,7 @@ def test_what_a_new_prompt_finds_cached_is_counted_before_its_first_chunk(num_wa
         scheduler.add(prompt)
     step()
     assert prompts[0].num_cached_tokens == 3200
-    assert alone < steps[-1] <= 1.1 * 1.75 * alone
+    assert alone < steps[-1] <= 1.1 * (1 + 0.75 * num_waiting) * alone
     assert prompts[0].num_computed_tokens > 3200
 
 
