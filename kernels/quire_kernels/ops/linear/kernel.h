@@ -24,6 +24,18 @@ enum class WeightFormat : int32_t {
   kQ6K = 8,
 };
 
+// The weights that come next, asked for bit by bit while tiles compute: memory works all the time then, not only while
+// a panel's first tile waits for it.
+struct Ahead {
+  const char* next;
+  int64_t step;  // bytes for each k of a tile
+
+  QUIRE_INLINE void fetch() {
+    _mm_prefetch(next, _MM_HINT_T1);
+    next += step;
+  }
+};
+
 // Panels of one value for each k and column; Format says how a value is stored.
 template <class Format>
 struct PlainPanels {
@@ -31,11 +43,13 @@ struct PlainPanels {
   static constexpr int64_t size(int64_t depth) { return depth * kLanes; }
 
   // acc += x[., begin:end] (rows ldx apart) times the panels at `first` and beside it, panel_size apart
-  template <int ROWS, int VECTORS, class Stored>
+  template <int ROWS, int VECTORS, bool FETCH, class Stored>
   static QUIRE_INLINE void accumulate(Tile<ROWS, VECTORS>& acc, const float* x, int64_t ldx, const Stored* first,
-                                      int64_t panel_size, int64_t begin, int64_t end) {
-    multiply_add<ROWS, VECTORS>(acc, x, ldx, begin, end,
-                                [&](int64_t k, int v) { return Format::widen(first + v * panel_size + k * kLanes); });
+                                      int64_t panel_size, int64_t begin, int64_t end, Ahead ahead) {
+    multiply_add<ROWS, VECTORS>(acc, x, ldx, begin, end, [&](int64_t k, int v) {
+      if (FETCH && v == 0) ahead.fetch();
+      return Format::widen(first + v * panel_size + k * kLanes);
+    });
   }
 
   // out[k] = the weight at k of a panel's column
@@ -112,9 +126,12 @@ struct Linear {
   float* out;           // [T, N], rows ldo apart
   int64_t ldo;
 
-  static constexpr int64_t kGroup = 4;            // panels that one step works on
+  static constexpr int64_t kGroup = 4;            // panels of one task
   static constexpr int64_t kDepthBlock = 1024;    // of k: x's tile and a panel stay near the core
   static constexpr int64_t kBlockFloats = 49152;  // of x: 192 KiB of the 512 KiB or more of an L2 cache
+
+  static constexpr int kFetchRows = 4;       // of a tile: with fewer, memory is busy all the time anyway
+  static constexpr int64_t kFetchTiles = 6;  // over a panel: beside more, waiting for it once is nothing
 
   // What one task computes of out, over a part of k.
   struct Block {
@@ -141,32 +158,68 @@ struct Linear {
     });
   }
 
+  // A panel, or some where tiles are low and wide, is used by all rows while it is near.
   void block(const Block& b) const {
-    const int64_t full_end = b.row + (b.row_end - b.row) / kTileRows * kTileRows;
-    columns<kTileRows>(b, b.row, full_end);
-    if (full_end < b.row_end) {
-      with_rows(static_cast<int>(b.row_end - full_end),
-                [&](auto rows) { columns<decltype(rows)::value>(b, full_end, b.row_end); });
+    const int64_t num_rows_here = b.row_end - b.row, num_tiles = (num_rows_here + kTileRows - 1) / kTileRows;
+    const int64_t width = tile_vectors(static_cast<int>(num_rows_here / num_tiles));  // of the lowest tile
+    for (int64_t panel = b.panel; panel < b.panel_end; panel += width) {
+      const int64_t panel_end = std::min(panel + width, b.panel_end);
+      const int64_t step = width * kLanes * static_cast<int64_t>(sizeof(Stored)) / num_tiles;
+      const Block part{b.row, b.row_end, panel, panel_end, b.begin, b.end};
+      if (num_tiles <= kFetchTiles) {
+        tiles<true>(part, num_tiles, {following(b, panel_end), step});
+      } else {
+        tiles<false>(part, num_tiles, {nullptr, 0});
+      }
     }
   }
 
-  // rows [row, row_end), a multiple of ROWS
-  template <int ROWS>
-  void columns(const Block& b, int64_t row, int64_t row_end) const {
+  // Where the weights lie that come after those of `b` up to `panel_end`, as far as this thread can tell.
+  const char* following(const Block& b, int64_t panel_end) const {
+    int64_t panel = panel_end, k = b.begin;
+    if (panel_end == b.panel_end && b.end < depth) {
+      panel = b.panel, k = b.end;
+    } else if (panel_end == b.panel_end) {
+      // the groups between are the other threads'; after the last one the next rows begin with the first
+      panel += (state().num_threads.load(std::memory_order_relaxed) - 1) * kGroup, k = 0;
+      if (panel >= num_panels()) panel = 0;
+    }
+    return reinterpret_cast<const char*>(panels + panel * Panels::size(depth) + k * kLanes);
+  }
+
+  // All rows of a block, in as few tiles as can be and as even: a low one does not hide the latency of its additions.
+  template <bool FETCH>
+  void tiles(const Block& b, int64_t num_tiles, Ahead ahead) const {
+    const int64_t height = (b.row_end - b.row) / num_tiles, num_taller = (b.row_end - b.row) % num_tiles;
+    const int64_t middle = b.row + num_taller * (height + 1);
+    if (num_taller > 0) {
+      with_rows(static_cast<int>(height + 1),
+                [&](auto rows) { columns<decltype(rows)::value, FETCH>(b, b.row, middle, ahead); });
+    }
+    if (FETCH) ahead.next += num_taller * (b.end - b.begin) * ahead.step;
+    with_rows(static_cast<int>(height),
+              [&](auto rows) { columns<decltype(rows)::value, FETCH>(b, middle, b.row_end, ahead); });
+  }
+
+  // Rows [row, row_end), a multiple of ROWS. A function of its own: where it is inlined into its callers, g++ 12 keeps
+  // some of a tile's sums in memory.
+  template <int ROWS, bool FETCH>
+  __attribute__((noinline)) void columns(const Block& b, int64_t row, int64_t row_end, Ahead ahead) const {
     constexpr int kVectors = tile_vectors(ROWS);
     const int64_t panel_size = Panels::size(depth);
     const auto run_tile = [&](int64_t r, int64_t panel, auto vectors) {
-      tile<ROWS, decltype(vectors)::value>(b, r, panel, [&](auto& acc) {
-        Panels::template accumulate<ROWS, decltype(vectors)::value>(acc, x + r * ldx, ldx, panels + panel * panel_size,
-                                                                    panel_size, b.begin, b.end);
+      constexpr int kWidth = decltype(vectors)::value;
+      tile<ROWS, kWidth>(b, r, panel, [&](auto& acc) {
+        Panels::template accumulate<ROWS, kWidth, FETCH && ROWS >= kFetchRows>(
+            acc, x + r * ldx, ldx, panels + panel * panel_size, panel_size, b.begin, b.end, ahead);
       });
     };
-    int64_t panel = b.panel;
-    for (; panel + kVectors <= b.panel_end; panel += kVectors) {
-      for (int64_t r = row; r < row_end; r += ROWS) run_tile(r, panel, std::integral_constant<int, kVectors>{});
-    }
-    for (; panel < b.panel_end; ++panel) {
-      for (int64_t r = row; r < row_end; r += ROWS) run_tile(r, panel, std::integral_constant<int, 1>{});
+    for (int64_t r = row; r < row_end; r += ROWS, ahead.next += (b.end - b.begin) * ahead.step) {
+      int64_t panel = b.panel;
+      for (; panel + kVectors <= b.panel_end; panel += kVectors) {
+        run_tile(r, panel, std::integral_constant<int, kVectors>{});
+      }
+      for (; panel < b.panel_end; ++panel) run_tile(r, panel, std::integral_constant<int, 1>{});
     }
   }
 
