@@ -8,7 +8,8 @@ rows at a time. And a few megabytes that no tensor holds, recorded decode steps 
 true with compiled kernels: the torch reference makes temporaries of its own.
 
 On a GPU torch's allocator keeps freed memory for the next step, and what was freed in one size may
-not serve another: there the parts add up, and each half of a layer has an output of its own.
+not serve another: there the parts add up, and each half of a layer has an output of its own. The
+graphs of decode steps hold such a step of --max-num-seqs tokens besides, and what the driver keeps.
 """
 
 from quire_engine.config import EngineConfig, token_budget
@@ -20,6 +21,8 @@ DRAWN_ROWS = 8  # that the sampler draws from at a time
 # Objects of Python's, what torch sets up with an operation's first use, holes in the heap. SmolLM2:
 # 4 MB where all sequences are greedy, 8 MB where all draw and ask for log probabilities.
 UNTRACKED_BYTES = 6 << 20
+# What the driver keeps of a graph of some hundred launches. Not measured: no GPU has run it yet.
+GRAPH_BYTES = 4 << 20
 # What loading takes beside the packed weights, before any step: a quarter of a million values at
 # a time (quire_kernels' VALUES_AT_ONCE), up to 14 bytes each on their way from a GGUF's blocks, and
 # twice in bfloat16. Sixteen rows are the least: those of more than 28,000 values take more.
@@ -41,12 +44,27 @@ def activation_bytes(
         beside = rows * 2 * part.hidden_size + tokens * lora_values
         values = workspace_values(part, tokens, rows) + max(beside, _drawn(vocab_size))
         return max(values * FLOAT_BYTES + UNTRACKED_BYTES, LOADING_BYTES)
-    hidden = (tokens + rows) * 2 * part.hidden_size
-    hidden += tokens * max(_normed_heads(part), lora_values)
-    layer = hidden + tokens * (part.hidden_size + _layer_values(part))
     value_bytes = DTYPE_BYTES[compute_dtype(engine, device)]
     logits = rows * vocab_size * (value_bytes + FLOAT_BYTES)
-    return layer * value_bytes + logits + _drawn(vocab_size) * FLOAT_BYTES
+    step = _gpu_step_values(part, tokens, rows, lora_values) * value_bytes + logits
+    graphs = _gpu_step_values(part, rows, rows, 0) * value_bytes + logits
+    graphs += GRAPH_BYTES * len(graph_sizes(rows))
+    return step + graphs + _drawn(vocab_size) * FLOAT_BYTES
+
+
+def _gpu_step_values(part: ModelConfig, tokens: int, rows: int, lora_values: int) -> int:
+    hidden = (tokens + rows) * 2 * part.hidden_size
+    hidden += tokens * max(_normed_heads(part), lora_values)
+    return hidden + tokens * (part.hidden_size + _layer_values(part))
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """Batch sizes of decode steps that a GPU has a graph for, rising: powers of two and, from 32
+    on, what lies halfway, so that at most half of a small batch and a third of a large one is
+    padding."""
+    powers = [1 << exponent for exponent in range(max_num_seqs.bit_length())]
+    halfway = [power + power // 2 for power in powers if power >= 32]
+    return sorted({size for size in powers + halfway if size < max_num_seqs} | {max_num_seqs})
 
 
 def workspace_values(model: ModelConfig, tokens: int, rows: int) -> int:

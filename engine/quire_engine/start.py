@@ -69,7 +69,10 @@ def start_engine(
             adapters = _load_adapters(config, model, on_tensor)
             stopwatch.lap("weights")
             workspace = _workspace(model, plan)
-            runner = ModelRunner(model, plan.num_blocks, config.block_size, workspace, adapters)
+            runner = ModelRunner(
+                model, plan.num_blocks, config.block_size, workspace, adapters,
+                max_num_seqs=config.max_num_seqs,
+            )  # fmt: skip
         stopwatch.lap("kv_cache")
         runner.warm_up()
         stopwatch.lap("warmup")

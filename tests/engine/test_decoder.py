@@ -43,7 +43,7 @@ def all_logits(model, sequences, steps, workspace=None):
             for sequence, length in zip(sequences, lengths, strict=True)
             if length
         )
-        inputs = build_inputs(chunks, BLOCK_SIZE, CPU)
+        inputs = build_inputs(chunks, BLOCK_SIZE)
         wanted = torch.arange(len(inputs.token_ids))
         with torch.inference_mode():
             wanting = dataclasses.replace(inputs, logits_rows=wanted)
@@ -132,7 +132,7 @@ def test_a_step_without_a_sampling_row_gives_no_logits(tiny_model):
     loaded = load_model(EngineConfig(model=str(tiny_model())), CPU)
     [logits] = [
         loaded.decoder.forward(
-            build_inputs((Chunk(sequence_of((1, 2, 3), [0]), 2, samples=False),), BLOCK_SIZE, CPU),
+            build_inputs((Chunk(sequence_of((1, 2, 3), [0]), 2, samples=False),), BLOCK_SIZE),
             allocate_kv_cache(loaded.decoder.config, 1, BLOCK_SIZE, torch.float32, CPU),
         )
     ]

@@ -70,7 +70,7 @@ def logits_of(model, token_ids):
         arrival_time=0.0,
     )
     sequence.block_table = list(range(num_blocks))
-    inputs = build_inputs((Chunk(sequence, len(token_ids), samples=False),), BLOCK_SIZE, CPU)
+    inputs = build_inputs((Chunk(sequence, len(token_ids), samples=False),), BLOCK_SIZE)
     rows = torch.arange(len(token_ids))
     return model.decoder.forward(dataclasses.replace(inputs, logits_rows=rows), caches)
 

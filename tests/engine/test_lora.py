@@ -60,7 +60,7 @@ def all_logits(model, adapters, sequences, steps, workspace=None):
             for sequence, length in zip(sequences, lengths, strict=True)
             if length
         )
-        inputs = build_inputs(chunks, BLOCK_SIZE, CPU, adapters)
+        inputs = build_inputs(chunks, BLOCK_SIZE, adapters)
         wanted = torch.arange(len(inputs.token_ids))
         everywhere = tuple(dataclasses.replace(a, sampled=a.tokens) for a in inputs.adapters)
         with torch.inference_mode():
@@ -168,7 +168,7 @@ def test_only_sampling_rows_reach_the_last_half_layer(tiny_model, make_adapter):
         Chunk(sequence, sequence.num_tokens - (index == 2), samples=index != 2)
         for index, sequence in enumerate(sequences)
     )
-    inputs = build_inputs(chunks, BLOCK_SIZE, CPU, adapters)
+    inputs = build_inputs(chunks, BLOCK_SIZE, adapters)
     assert [(rows.tokens, rows.sampled) for rows in inputs.adapters] == [
         (slice(9, 32), slice(1, 3))
     ]

@@ -138,7 +138,7 @@ def test_else_more_memory() -> None:
 def test_a_gpu_that_is_large_enough_is_named() -> None:
     refusal = make_plan(GIB // 2).refusal
     assert refusal is not None
-    assert re.search(r"take a GPU of 16\.1 GiB or more, such as A10 24GB, or a smaller", refusal)
+    assert re.search(r"take a GPU of 16\.2 GiB or more, such as A10 24GB, or a smaller", refusal)
 
 
 @pytest.mark.parametrize("flags", [{}, {"max_model_len": 30_000}, {"tensor_parallel_size": 2}])

@@ -183,7 +183,7 @@ def test_keys_beyond_a_table_are_refused_after_a_step_of_longer_tables(tiny_mode
     twins = Twins(model_of(tiny_model()))
     for _ in range(2):
         twins.run(Batch((decode(0, num_tokens=12),)))
-    inputs = build_inputs((decode(0, num_tokens=12),), BLOCK_SIZE, CPU)
+    inputs = build_inputs((decode(0, num_tokens=12),), BLOCK_SIZE)
     inputs.block_tables.resize_(1, 2)
     with torch.inference_mode():
         assert twins.replaying._recorded.run(inputs) is None
@@ -206,5 +206,5 @@ def test_a_forward_that_torch_has_a_part_in_is_never_replayed(replays):
 
     steps = RecordedSteps(forward, max_blocks=3)
     for token_id in (5, 6):
-        logits = steps.run(build_inputs((decode(0, token_id=token_id),), BLOCK_SIZE, CPU))
+        logits = steps.run(build_inputs((decode(0, token_id=token_id),), BLOCK_SIZE))
     assert (len(calls), logits, replays) == (1, None, [])

@@ -67,6 +67,19 @@ class StepInputs:
     logits_rows: Tensor  # [R] int64, rising: the tokens whose logits are wanted
     adapters: tuple[AdapterRows, ...] = ()  # whose rows are not the model's alone
 
+    def to(self, device: torch.device) -> "StepInputs":
+        """These on `device`; adapters are there already."""
+        return StepInputs(
+            token_ids=self.token_ids.to(device),
+            positions=self.positions.to(device),
+            slot_mapping=self.slot_mapping.to(device),
+            query_start_loc=self.query_start_loc.to(device),
+            seq_lens=self.seq_lens.to(device),
+            block_tables=self.block_tables.to(device),
+            logits_rows=self.logits_rows.to(device),
+            adapters=self.adapters,
+        )
+
 
 Placed: TypeAlias = Sequence[tuple[LayerAdapter, slice]]
 """A layer's adapters, and the rows of each."""
