@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+# The HTTP client has two timers for a connection: `Error(Connect, TimedOut)`, or with a
+# ConnectError in the place of TimedOut.
+_CONNECTING = re.compile(r"\bError\(\s*Connect,")
 _REFUSED_CODES = frozenset(
     {"AuthorizationHeaderMalformed", "ExpiredToken", "InvalidToken", "InvalidArgument"}
 )
@@ -221,7 +224,7 @@ class ObjectSource:
         if status:
             failure = SourceUnreachable(f"{where} must be served, got {said} again and again")
             return TryAgain(failure) if int(status) in RETRYABLE_STATUSES else failure
-        is_late, is_unconnected = "kind: Timeout" in text, "ConnectError" in text
+        is_late, is_unconnected = "kind: Timeout" in text, bool(_CONNECTING.search(text))
         if is_late and not is_unconnected:
             return TryAgain(stalled(what, self._options))
         if "Body" in text:

@@ -11,12 +11,17 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from obstore.exceptions import GenericError
 
 from quire_cluster.hub import Faults, running_mirror
 from quire_engine.config import EngineConfig, LoraModule
 from quire_engine.fetch import AdapterFetch, PlanOptions, SourceOptions, job
+from quire_engine.fetch.errors import SourceUnreachable, Stalled
 from quire_engine.fetch.headers import read_local
+from quire_engine.fetch.objects import ObjectSource
 from quire_engine.fetch.plan_command import find
+from quire_engine.fetch.retry import TryAgain
+from quire_engine.fetch.uri import ObjectUri
 
 Served = Callable[[str], dict[str, bytes]]
 SHARD = "model-00002-of-00003.safetensors"
@@ -378,3 +383,28 @@ def test_a_hub_of_a_ca_of_ours_is_listed_and_fetched(fetch, repositories: Path) 
         assert fetch(source={"endpoint": server.url}) == 10
         assert fetch.message["reason"] == "SourceUnreachable"
         assert fetch(source={"endpoint": server.url, "ca_pem": pem}) == 0
+
+
+LATE = """Generic S3 error: Error performing GET http://127.0.0.1:9/org in 61ms - HTTP error
+Debug source: Http(HttpError { kind: Timeout, source: reqwest::Error { kind: Request, source: %s"""
+
+
+@pytest.mark.parametrize(
+    ("inner", "failure"),
+    [
+        (
+            'legacy::Error(\n    Connect,\n    ConnectError("tcp connect error", ...',
+            SourceUnreachable,
+        ),
+        ("legacy::Error(\n    Connect,\n    TimedOut,\n)", SourceUnreachable),
+        ("TimedOut } })", Stalled),
+    ],
+)
+def test_a_connection_that_is_late_is_none_whichever_timer_says_so(
+    inner: str, failure: type
+) -> None:
+    source = ObjectSource(ObjectUri("s3", "org", "tiny"), SourceOptions())
+    told = source._explained(GenericError(LATE % inner), "model.safetensors")
+    assert isinstance(told, TryAgain)
+    assert told.silent
+    assert type(told.failure) is failure
